@@ -1,0 +1,97 @@
+"""What every benchmark shares: corpora as prepared tasks, subsets of them, and results that say where they come from.
+
+Corpora are looked for in the folder that POSOLOGY_DATA names, `../shared/data` if it is there. Prepared tasks go to
+`benchmarks/.cache`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CACHE = HERE / ".cache"
+DATA = Path(os.environ.get("POSOLOGY_DATA") or HERE.parents[1] / "shared" / "data")
+
+# How each corpus is prepared. The leaks are those of the corpora as published (a handful of texts that stand in two
+# splits); they are kept so that results can be compared with published ones.
+CORPORA: dict[str, dict[str, Any]] = {
+    "ncbi-disease": {"task": "entities", "leaks": "allow"},
+    "chemprot": {"task": "relations", "leaks": "allow", "metric": "micro_f1"},
+    "mts-dialog": {
+        "task": "classification",
+        "text": "dialogue",
+        "label": "section_header",
+        "id": "ID",
+        "test": "test1.csv",
+        "leaks": "allow",
+    },
+    "specialty11": {"folder": "mtsamples/specialty11", "task": "classification", "id": "note_id"},
+}
+
+
+def prepared(name: str, *, train: int | None = None, evaluate: int | None = None, seed: int = 0) -> Path:
+    """The folder of a prepared corpus, or of a subset of it: so many training and evaluation documents at random."""
+    import posology
+    from posology.tasks.prepared import SPLITS, write_prepared
+
+    whole = CACHE / name
+    if not whole.is_dir():
+        options = dict(CORPORA[name])
+        source = DATA / options.pop("folder", name)
+        test = options.pop("test", None)
+        if test:
+            options |= {"train": source / "train.csv", "validation": source / "dev.csv", "test": source / test}
+        posology.prepare(options.pop("task"), source, whole, name=name, **options)
+    if train is None and evaluate is None:
+        return whole
+    part = CACHE / f"{name}-{train}-{evaluate}-{seed}"
+    if not part.is_dir():
+        task = posology.PreparedTask.open(whole)
+        wanted = {"train": train, "validation": evaluate, "test": evaluate}
+        splits = {}
+        for split in SPLITS:
+            documents = task.documents(split)
+            size = wanted[split] or len(documents)
+            if size < len(documents):
+                documents = random.Random(f"{seed} {split}").sample(documents, size)
+            splits[split] = documents
+        write_prepared(
+            part,
+            name=name,
+            kind=task.kind,
+            labels=task.labels,
+            metric=task.metric,
+            splits=splits,
+            source=task.source,
+            notes={"subset": wanted, "seed": seed},
+        )
+    return part
+
+
+def result(rows: list[dict[str, Any]], started: float, **facts: Any) -> dict[str, Any]:
+    """Rows with the machine, versions, commit and command that made them."""
+    from posology.doctor import report
+    from posology.engine.train import versions
+
+    machine = report()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "posology"], capture_output=True, text=True, cwd=HERE.parent
+    )
+    return {
+        "command": "python " + shlex.join([Path(sys.argv[0]).as_posix().split("/benchmarks/")[-1], *sys.argv[1:]]),
+        "commit": commit + (" with changes" if changed.stdout.strip() else ""),
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(time.time() - started),
+        "machine": {key: machine[key] for key in ("cpu", "memory", "matrix_peak_gflops") if key in machine},
+        "versions": versions(),
+        **facts,
+        "rows": rows,
+    }

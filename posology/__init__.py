@@ -1,0 +1,36 @@
+"""Posology: the smallest, cheapest language model, adapted in the cheapest way, that does a clinical text task.
+
+The Python API mirrors the command line: `prepare`, `train`, `evaluate`, `predict`, `load`, and `PreparedTask`. Nothing
+heavy is imported until one of them is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posology.engine.artifact import load
+    from posology.engine.predict import predict
+    from posology.engine.train import evaluate, train
+    from posology.tasks.generic import prepare
+    from posology.tasks.prepared import PreparedTask
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "prepare": "posology.tasks.generic",
+    "PreparedTask": "posology.tasks.prepared",
+    "train": "posology.engine.train",
+    "evaluate": "posology.engine.train",
+    "predict": "posology.engine.predict",
+    "load": "posology.engine.artifact",
+}
+
+__all__ = ["PreparedTask", "__version__", "evaluate", "load", "predict", "prepare", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'posology' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

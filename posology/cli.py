@@ -1,0 +1,280 @@
+"""The command line: a thin skin over the Python API. Nothing heavy is imported before a command runs.
+
+Every command takes `--json` (one JSON document on stdout), `--quiet` and `--debug`. Exit codes: 0 done, 1 ran and
+failed, 2 something the user can fix, 130 interrupted with what was reached saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+import posology
+from posology import console
+from posology.errors import Interrupted, UserError
+
+app = App(
+    name="posology",
+    version=posology.__version__,
+    help=(
+        "The smallest, cheapest language model, adapted in the cheapest way, that does a clinical text task.\n\n"
+        "Every command takes --json (one JSON document on stdout), --quiet (no messages) and --debug (tracebacks). "
+        "No command but `fetch` uses the network."
+    ),
+    result_action="return_value",
+)
+
+app.command(
+    "posology.tasks.generic:prepare",
+    name="prepare",
+    help="Turn labelled text of any common format into a prepared task.",
+)
+
+
+@app.command
+def train(
+    data: Path,
+    *,
+    out: Path,
+    backbone: str = "minilm",
+    method: str = "lora",
+    recipe: str = "standard",
+    set: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    seed: int = 42,
+    max_seconds: float | None = None,
+    shots: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Adapt a backbone to a prepared task; keep the best on validation, score it once on test.
+
+    Args:
+        data: a prepared task.
+        out: the artifact's folder; must be new or empty.
+        backbone: catalogue name (`posology backbones`), folder, or NAME:K for its first K layers.
+        method: how the backbone is adapted (`posology methods`).
+        recipe: standard, or paper for the study's hyper-parameters.
+        set: fields of the recipe to replace, such as --set learning_rate=1e-3 rank=16.
+        seed: of initialisation, order and dropout.
+        max_seconds: stop training after so many seconds, evaluations excluded.
+        shots: train on so many documents per class, or per entity type.
+        overwrite: replace `out`.
+    """
+    from posology.engine.recipe import parse_overrides
+    from posology.engine.train import train as run
+
+    return run(
+        data,
+        backbone,
+        method,
+        out,
+        recipe=recipe,
+        overrides=parse_overrides(set or []),
+        seed=seed,
+        max_seconds=max_seconds,
+        shots=shots,
+        overwrite=overwrite,
+    )
+
+
+@app.command
+def evaluate(
+    artifact: Path,
+    data: Path,
+    *,
+    split: Literal["train", "validation", "test"] = "test",
+    backbone: str | None = None,
+) -> dict[str, Any]:
+    """Score an artifact on a split of a prepared task, with intervals.
+
+    Args:
+        artifact: a folder that `posology train` wrote, or an adapter made by PEFT.
+        data: a prepared task.
+        split: which split.
+        backbone: where the backbone is, if not where it was in training.
+    """
+    from posology.engine.train import evaluate as run
+
+    return run(artifact, data, split=split, backbone=backbone)
+
+
+@app.command
+def predict(
+    artifact: Path,
+    input: Path,
+    *,
+    out: Path,
+    text: str | None = None,
+    id: str | None = None,
+    text_pair: str | None = None,
+    backbone: str | None = None,
+    with_text: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Predict labels or entities, with scores, for every document of a file or folder.
+
+    Args:
+        artifact: a folder that `posology train` wrote.
+        input: JSON Lines, CSV, TSV or Parquet, or a folder of .txt files.
+        out: .jsonl, .csv or .parquet; only its owner can read it.
+        text: column of the text; guessed if one is called text, sentence or note.
+        id: column of the id; rows are numbered without it.
+        text_pair: column of a second text.
+        backbone: where the backbone is, if not where it was in training.
+        with_text: copy the text into the output.
+        overwrite: replace `out`.
+    """
+    from posology.engine.predict import predict as run
+
+    return run(
+        artifact,
+        input,
+        out,
+        text=text,
+        id=id,
+        text_pair=text_pair,
+        backbone=backbone,
+        with_text=with_text,
+        overwrite=overwrite,
+    )
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
+    """Do the main job on generated data with the bundled model, and write a page that compares the results.
+
+    Args:
+        out: the folder for data, artifacts and the page.
+        seed: of the generated data and of training.
+        overwrite: replace `out`.
+    """
+    from posology.demo import run
+
+    return run(out, seed=seed, overwrite=overwrite)
+
+
+@app.command
+def backbones() -> list[dict[str, Any]]:
+    """List the catalogue of pretrained models."""
+    from posology.catalog import backbones as catalogue
+
+    return [
+        {
+            "name": entry.name,
+            "hub_id": entry.hub_id,
+            "architecture": entry.architecture,
+            "domain": entry.domain,
+            "parameters": entry.parameters,
+            "max_length": entry.max_length,
+            "licence": entry.licence,
+            "bundled": entry.bundled,
+        }
+        for entry in catalogue().values()
+    ]
+
+
+@app.command
+def methods() -> list[dict[str, Any]]:
+    """List the methods of adaptation, and which architectures each works on."""
+    from posology.engine.methods import METHODS, table
+    from posology.engine.recipe import make_recipe
+
+    works = table()
+    return [
+        {
+            "method": name,
+            "description": method.description,
+            "reference": method.reference,
+            "learning_rate": make_recipe(name).learning_rate,
+            "refused": {on: why for on, why in works[name].items() if why != "works"},
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+@app.command
+def tasks() -> list[dict[str, Any]]:
+    """List the tasks that `posology prepare` makes."""
+    return [
+        {"task": "classification", "kind": "sequence-classification", "predicts": "the class of a text"},
+        {"task": "relations", "kind": "sequence-classification", "predicts": "the relation of two marked mentions"},
+        {"task": "entities", "kind": "token-classification", "predicts": "entities as spans of characters"},
+    ]
+
+
+@app.command
+def fetch(model: str) -> dict[str, Any]:
+    """Download a backbone from its hub: the only command that uses the network.
+
+    Args:
+        model: a catalogue name or a hub id.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "0"
+    from posology.engine.backbone import fetch as run
+
+    return {"model": model, "folder": str(run(model))}
+
+
+@app.command
+def doctor() -> dict[str, Any]:
+    """Say what this machine and installation can do, problems first."""
+    from posology.doctor import report
+
+    return report()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits with its code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    as_json, debug, quiet = (flag in tokens for flag in ("--json", "--debug", "--quiet"))
+    console.QUIET = quiet
+    tokens = [token for token in tokens if token not in ("--json", "--debug", "--quiet")]
+    sys.exit(_run(tokens, as_json=as_json, debug=debug))
+
+
+def _run(tokens: list[str], *, as_json: bool, debug: bool) -> int:
+    try:
+        result = app(tokens, exit_on_error=False, print_error=False)
+        if result is not None:
+            _show(tokens[0], result, as_json=as_json)
+        return 0
+    except (UserError, CycloptsError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"posology: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        saved = error.saved if isinstance(error, Interrupted) else "nothing was written"
+        print(f"posology: interrupted; {saved}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the reader is gone; Python would complain at exit)
+        return 0
+    except Exception as error:
+        # A library's message may quote text of a note, so only its kind is shown.
+        if debug:
+            traceback.print_exc()
+        print(f"posology: failed ({type(error).__name__}); --debug shows where", file=sys.stderr)
+        return 1
+
+
+def _show(command: str, result: Any, *, as_json: bool) -> None:
+    if as_json:
+        if is_dataclass(result) and not isinstance(result, type):
+            result = asdict(result)
+        print(json.dumps(result, default=str, ensure_ascii=False))
+    else:
+        from posology import render
+
+        render.show(command, result)
+
+
+if __name__ == "__main__":
+    main()

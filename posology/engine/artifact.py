@@ -1,0 +1,167 @@
+"""Artifacts: the folder a run leaves, readable by Hugging Face and PEFT without Posology."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from posology.engine import quiet  # noqa: F401  (before transformers)
+
+# isort: split
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from posology.engine.architectures import architecture_of
+from posology.engine.backbone import Source, load_model, load_tokenizer, resolve
+from posology.engine.card import model_card
+from posology.engine.encode import Encoder
+from posology.engine.methods import METHODS, TASK_TYPES, Adapted, finish
+from posology.engine.precision import decide
+from posology.engine.predictor import Predictor, outputs_of
+from posology.engine.recipe import Recipe, make_recipe
+from posology.errors import UserError
+from posology.files import staged_folder, write_json
+from posology.tasks.prepared import PreparedTask
+
+RECORD = "posology.json"
+_WEIGHTS = "tuned.safetensors"
+
+
+def save(out: Path, adapted: Adapted, source: Source, record: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Writes an artifact.
+
+    Args:
+        out: the folder to make.
+        adapted: the trained model.
+        source: its backbone.
+        record: what `posology.json` will hold.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    storage = METHODS[adapted.method].storage
+    weights = sum(weight.numel() * 4 for weight in adapted.trainable().values())
+    with staged_folder(out, needs_bytes=weights + 2**20, overwrite=overwrite) as folder:
+        if storage == "model":
+            adapted.base.save_pretrained(folder)
+            load_tokenizer(source).save_pretrained(folder)
+        elif storage == "peft":
+            module: Any = adapted.module
+            module.peft_config["default"].base_model_name_or_path = source.hub_id or str(source.folder)
+            module.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            tensors = {name: weight.detach().cpu().contiguous() for name, weight in adapted.trainable().items()}
+            save_file(tensors, folder / _WEIGHTS)
+        record["adapter_bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        write_json(folder / RECORD, record)
+        (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+
+
+def read_record(folder: Path | str) -> dict[str, Any]:
+    """`posology.json` of an artifact.
+
+    Raises:
+        UserError: it is not there or cannot be read.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise UserError(f"is no artifact: it has no {RECORD}", "Give a folder that `posology train` wrote", folder)
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record["backbone"]["name"], record["labels"], record["kind"], record["recipe"], record["method"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError("is damaged", "Copy the artifact again or train anew", path) from error
+    return record
+
+
+def load(folder: Path | str, *, task: PreparedTask | None = None, backbone: str | None = None) -> Predictor:
+    """Loads an artifact, or an adapter that PEFT alone made, ready to predict.
+
+    Args:
+        folder: the artifact.
+        task: gives kind and labels to an adapter made by PEFT, whose files do not say what its outputs mean.
+        backbone: where the backbone is, if not where it was in training.
+
+    Raises:
+        UserError: the artifact is damaged, or its backbone is missing or another one.
+    """
+    folder = Path(folder)
+    if (folder / RECORD).is_file() or not (folder / "adapter_config.json").is_file():
+        record = read_record(folder)
+    else:
+        record = _foreign_record(folder, task)
+    kind, labels, method = record["kind"], tuple(record["labels"]), record["method"]
+    recipe = Recipe(**record["recipe"])
+    storage = METHODS[method].storage if method in METHODS else "peft"
+    expected = record["backbone"].get("sha256")
+    source = resolve(str(folder)) if storage == "model" else _find_backbone(record, backbone)
+    if storage != "model" and expected and source.fingerprint != expected:
+        raise UserError(
+            f"was trained on other weights than those in {source.folder}",
+            "Name the backbone it was trained on (--backbone)",
+            folder,
+        )
+    precision = decide(recipe.precision)
+    base, _ = load_model(source, kind, outputs_of(kind, labels), recipe, seed=0)
+    base.requires_grad_(False)
+    module: torch.nn.Module = base
+    try:
+        if storage == "peft":
+            from peft import PeftModel
+
+            module = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+        elif storage == "weights":
+            _, unexpected = base.load_state_dict(load_file(folder / _WEIGHTS), strict=False)
+            if unexpected:
+                raise ValueError(f"unexpected {unexpected[0]}")
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"its adapter cannot be loaded ({type(error).__name__})", "Copy the artifact again or train anew", folder
+        ) from error
+    # PEFT lists the names that heads have anywhere; those that this model lacks are not meant.
+    head = tuple(name for name in record["head"] if hasattr(base, name.partition(".")[0]))
+    adapted = Adapted(base, module, architecture_of(base.config), method, kind, head)
+    finish(adapted, precision.attention)
+    module.eval().to(precision.device)
+    encoder = Encoder(load_tokenizer(source), base.config, recipe, kind, record["virtual_tokens"])
+    return Predictor(adapted, encoder, labels, precision)
+
+
+def _find_backbone(record: dict[str, Any], given: str | None) -> Source:
+    if given is not None:
+        layers = record["backbone"].get("layers")
+        return resolve(given if layers is None or ":" in given else f"{given}:{layers}")
+    return resolve(record["backbone"]["name"])
+
+
+def _foreign_record(folder: Path, task: PreparedTask | None) -> dict[str, Any]:
+    """What `posology.json` would say of an adapter that PEFT wrote."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "P_TUNING": "p-tuning", "LN_TUNING": "layernorm"}
+        method = name.get(config["peft_type"], config["peft_type"].lower())
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+        raise UserError("is damaged", "Save the adapter again with PEFT", path) from error
+    if task is None:
+        raise UserError(
+            "was made by PEFT alone and does not say what its outputs mean",
+            "Name the prepared task that it was trained on (--data)",
+            folder,
+        )
+    if config.get("task_type") not in (None, TASK_TYPES[task.kind]):
+        raise UserError(
+            f"is an adapter for {config['task_type']}, and {task.name} is {task.kind}", "Take another task", path
+        )
+    known = method if method in METHODS else "lora"
+    return {
+        "kind": task.kind,
+        "labels": list(task.labels),
+        "method": method,
+        "recipe": make_recipe(known).model_dump(),
+        "backbone": {"name": config.get("base_model_name_or_path") or ""},
+        "head": config.get("modules_to_save") or [],
+        "virtual_tokens": config.get("num_virtual_tokens") or 0,
+    }

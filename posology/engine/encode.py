@@ -1,0 +1,243 @@
+"""From documents to windows of word pieces that fit a backbone, with every piece accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from posology.corpus.document import Document
+from posology.engine.architectures import architecture_of
+from posology.engine.recipe import Recipe
+from posology.errors import UserError
+
+_TEXTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens that a tokenizer puts around one text, or around two."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    between: tuple[int, ...]
+    after_pair: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
+        """Reads the frame off the tokenizer by encoding one word alone and as a pair."""
+        backend = tokenizer.backend_tokenizer
+        word = backend.encode("the", add_special_tokens=False).ids
+        single = backend.encode("the", add_special_tokens=True).ids
+        start = _find(single, word, 0)
+        pair = backend.encode("the", "the", add_special_tokens=True).ids
+        first = _find(pair, word, 0)
+        second = _find(pair, word, first + len(word))
+        return cls(
+            tuple(single[:start]),
+            tuple(single[start + len(word) :]),
+            tuple(pair[first + len(word) : second]),
+            tuple(pair[second + len(word) :]),
+        )
+
+    def capacity(self, length: int) -> int:
+        """How many pieces of one text fit into `length`."""
+        return length - len(self.before) - len(self.after)
+
+
+@dataclass(slots=True)
+class Window:
+    """A stretch of a document as a model sees it.
+
+    Attributes:
+        document: position of the document in its corpus.
+        ids: piece ids with special tokens.
+        second_from: where the second text of a pair begins in `ids`; 0 where there is none.
+        columns, words: in token classification, which columns of `ids` are the first pieces of which words. Each
+            word is in just one window: the one that shows most context around it.
+    """
+
+    document: int
+    ids: np.ndarray
+    second_from: int
+    columns: np.ndarray
+    words: np.ndarray
+
+
+@dataclass
+class Encoded:
+    """A corpus as windows.
+
+    Attributes:
+        windows: for each document its windows, at least one.
+        pieces: pieces of each document, special tokens excluded.
+        covered: of these, how many are in some window.
+    """
+
+    windows: list[list[Window]]
+    pieces: np.ndarray
+    covered: np.ndarray
+
+    @property
+    def coverage(self) -> float:
+        """The share of all pieces that the model gets to see."""
+        return float(self.covered.sum() / self.pieces.sum()) if self.pieces.sum() else 1.0
+
+    def lengths(self) -> np.ndarray:
+        """For each document the length of its longest window."""
+        return np.array([max(len(window.ids) for window in windows) for windows in self.windows])
+
+
+class Encoder:
+    """Cuts documents into windows for one backbone and recipe.
+
+    Args:
+        tokenizer: as `load_tokenizer` gives it.
+        config: the backbone's configuration.
+        recipe: says how long windows are, and what happens to long texts.
+        kind: of the task.
+        virtual_tokens: positions that a prefix or prompt takes from the backbone.
+
+    Raises:
+        UserError: no room is left for text.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: Any, recipe: Recipe, kind: str, virtual_tokens: int = 0
+    ):
+        self._backend = tokenizer.backend_tokenizer
+        self._frame = Frame.of(tokenizer)
+        self._recipe, self._kind = recipe, kind
+        self.max_length = min(recipe.max_length, positions(config) - virtual_tokens)
+        self._capacity = self._frame.capacity(self.max_length)
+        if self._capacity < 4:
+            raise UserError(
+                f"{virtual_tokens} virtual tokens leave {max(0, self._capacity)} of {positions(config)} positions for text",
+                "Take fewer virtual tokens or a longer max_length",
+                "virtual_tokens",
+            )
+        if recipe.overlap >= self._capacity:
+            raise UserError(
+                f"overlap={recipe.overlap} is no smaller than a window of {self._capacity} pieces",
+                "Take a smaller overlap or a longer max_length",
+                "overlap",
+            )
+
+    def encode(self, documents: Sequence[Document]) -> Encoded:
+        """Windows of all documents, in their order."""
+        windows, pieces, covered = [], np.zeros(len(documents), int), np.zeros(len(documents), int)
+        tokenise = self._words if self._kind == "token-classification" else self._texts
+        for index, (ids, firsts, second) in enumerate(tokenise(documents)):
+            room = self._room(second)
+            spans = self._spans(len(ids), room)
+            kept_second = second[: max(0, self._capacity_of_pair() - room)] if second is not None else None
+            windows.append([self._window(index, ids, span, firsts, spans, kept_second) for span in spans])
+            pieces[index] = len(ids) + len(second if second is not None else ())
+            covered[index] = spans[-1][1] + len(kept_second if kept_second is not None else ())
+        return Encoded(windows, pieces, covered)
+
+    def _texts(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, None, np.ndarray | None]]:
+        for start in range(0, len(documents), _TEXTS_AT_ONCE):
+            part = documents[start : start + _TEXTS_AT_ONCE]
+            texts = self._backend.encode_batch_fast([document.text for document in part], add_special_tokens=False)
+            pairs = [document.text_pair for document in part]
+            seconds = self._backend.encode_batch_fast([pair or "" for pair in pairs], add_special_tokens=False)
+            for text, pair, second in zip(texts, pairs, seconds, strict=True):
+                yield np.array(text.ids, np.int32), None, np.array(second.ids, np.int32) if pair is not None else None
+
+    def _words(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray, None]]:
+        """Pieces word by word, and the first piece of each word (-1 where the tokenizer drops the word).
+
+        A word is given with the blank before it, as byte-level tokenizers want it, so that pieces are those of
+        running text but never cross a word's border.
+        """
+        for start in range(0, len(documents), _TEXTS_AT_ONCE):
+            part = documents[start : start + _TEXTS_AT_ONCE]
+            split = [
+                [
+                    (" " if begin > 0 and document.text[begin - 1].isspace() else "") + document.text[begin:end]
+                    for begin, end in document.words
+                ]
+                for document in part
+            ]
+            for document, encoding in zip(
+                part, self._backend.encode_batch(split, is_pretokenized=True, add_special_tokens=False), strict=True
+            ):
+                firsts = np.full(len(document.words), -1, np.int32)
+                owners = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
+                # Written from the back, so that the first piece of a word is what stays.
+                firsts[owners[::-1]] = np.arange(len(owners) - 1, -1, -1)
+                yield np.array(encoding.ids, np.int32), firsts, None
+
+    def _capacity_of_pair(self) -> int:
+        frame = self._frame
+        return self.max_length - len(frame.before) - len(frame.between) - len(frame.after_pair)
+
+    def _room(self, second: np.ndarray | None) -> int:
+        """Pieces of the first text per window; the second is kept whole up to half of the window."""
+        if second is None:
+            return self._capacity
+        both = self._capacity_of_pair()
+        return both - min(len(second), both // 2)
+
+    def _spans(self, count: int, room: int) -> list[tuple[int, int]]:
+        if count <= room or self._recipe.long_text == "truncate":
+            return [(0, min(count, room))]
+        step = max(1, room - self._recipe.overlap)
+        starts = [*range(0, count - room, step), count - room]  # the last window is a full one
+        return [(start, start + room) for start in starts]
+
+    def _window(
+        self,
+        index: int,
+        ids: np.ndarray,
+        span: tuple[int, int],
+        firsts: np.ndarray | None,
+        spans: list[tuple[int, int]],
+        second: np.ndarray | None,
+    ) -> Window:
+        frame, (start, stop) = self._frame, span
+        parts: list[Any] = [frame.before, ids[start:stop]]
+        second_from = 0
+        if second is None:
+            parts.append(frame.after)
+        else:
+            parts += [frame.between, second, frame.after_pair]
+            second_from = len(frame.before) + stop - start + len(frame.between)
+        columns = words = np.empty(0, np.int64)
+        if firsts is not None:
+            words = np.flatnonzero((firsts >= start) & (firsts < stop))
+            if len(spans) > 1:
+                words = words[_owner(firsts[words], spans, len(ids)) == spans.index(span)]
+            columns = (firsts[words] - start + len(frame.before)).astype(np.int64)
+        return Window(
+            index, np.concatenate([np.asarray(part, np.int32) for part in parts]), second_from, columns, words
+        )
+
+
+def positions(config: Any) -> int:
+    """How many positions a backbone has for pieces, special and virtual tokens."""
+    limit = int(config.max_position_embeddings)
+    # RoBERTa numbers positions from the padding index on.
+    return limit - config.pad_token_id - 1 if architecture_of(config).name == "roberta" else limit
+
+
+def _owner(pieces: np.ndarray, spans: list[tuple[int, int]], count: int) -> np.ndarray:
+    """For each piece the window in which the nearer cut is farthest away; the document's own ends are no cuts."""
+    context = np.full((len(spans), len(pieces)), -1, np.int64)
+    for row, (start, stop) in enumerate(spans):
+        left = pieces - start if start > 0 else np.full(len(pieces), count)
+        right = stop - 1 - pieces if stop < count else np.full(len(pieces), count)
+        inside = (pieces >= start) & (pieces < stop)
+        context[row] = np.where(inside, np.minimum(left, right), -1)
+    return context.argmax(axis=0)
+
+
+def _find(ids: list[int], part: list[int], start: int) -> int:
+    for position in range(start, len(ids) - len(part) + 1):
+        if ids[position : position + len(part)] == part:
+            return position
+    raise UserError("the tokenizer changes a word when it adds special tokens", "Use another backbone", "tokenizer")

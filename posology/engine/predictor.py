@@ -1,0 +1,146 @@
+"""A task model ready to answer: what training validates with, and what an artifact becomes when it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from posology import console
+from posology.corpus.document import Document, Span
+from posology.corpus.tags import snap
+from posology.engine.batch import collate, cut
+from posology.engine.decode import entities, softmax, tags_of
+from posology.engine.encode import Encoded, Encoder
+from posology.engine.methods import Adapted
+from posology.engine.precision import Precision
+from posology.evaluation import metrics, statistics
+
+TOKEN_BUDGET = 2048
+"""Padded pieces that one forward pass may hold: enough to fill the cores, little enough to stay in memory."""
+
+
+@dataclass
+class Predictor:
+    """An adapted model with all it needs to read documents.
+
+    Attributes:
+        adapted: the model.
+        encoder: cuts documents into windows.
+        labels: classes, or entity types.
+        precision: device and type of its products.
+    """
+
+    adapted: Adapted
+    encoder: Encoder
+    labels: tuple[str, ...]
+    precision: Precision
+
+    @property
+    def kind(self) -> str:
+        """Of the task."""
+        return self.adapted.kind
+
+    @torch.inference_mode()
+    def logits(self, encoded: Encoded, description: str = "predicting") -> list[np.ndarray]:
+        """Logits of each document: (classes,), the mean over its windows; or (words, tags).
+
+        In token classification words that the tokenizer dropped, or that truncation cut off, have rows of NaN.
+        """
+        adapted = self.adapted
+        adapted.module.eval()
+        lengths, counts = encoded.lengths(), np.array([len(windows) for windows in encoded.windows])
+        words = [sum(len(window.words) for window in windows) for windows in encoded.windows]
+        results: list[np.ndarray | None] = [None] * len(counts)
+        with console.progress(description, len(counts)) as advance, self.precision.autocast():
+            for group in cut(lengths, counts, range(len(counts)), TOKEN_BUDGET):
+                batch = collate(encoded, group, adapted.base.config.pad_token_id, self.precision.device)
+                output = adapted.logits(batch.inputs)
+                if self.kind == "sequence-classification":
+                    rows = pool(output, batch.owner, len(group)).cpu().numpy()
+                    for document, row in zip(group, rows, strict=True):
+                        results[document] = row
+                else:
+                    rows = output[batch.rows, batch.columns].cpu().numpy()
+                    for row, document in enumerate(group):
+                        own = batch.words[:, 0] == row
+                        last = int(batch.words[own, 1].max(initial=-1)) + 1
+                        values = np.full((max(last, words[document]), rows.shape[1]), np.nan, np.float32)
+                        values[batch.words[own, 1]] = rows[own]
+                        results[document] = values
+                advance(len(group))
+        return [result for result in results if result is not None]
+
+    def spans(
+        self, documents: Sequence[Document], logits: Sequence[np.ndarray]
+    ) -> list[tuple[list[Span], list[float]]]:
+        """Entities of each document with their scores."""
+        return [
+            entities(document.words, fill(values, len(document.words)), self.labels)
+            for document, values in zip(documents, logits, strict=True)
+        ]
+
+    def gold(self, documents: Sequence[Document]) -> np.ndarray:
+        """Class indices of labelled documents."""
+        index = {label: position for position, label in enumerate(self.labels)}
+        return np.array([index[str(document.label)] for document in documents])
+
+    def counts(self, documents: Sequence[Document], logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Right, predicted and gold entities by document and type, (documents, types, 3)."""
+        found = self.spans(documents, logits)
+        return np.stack(
+            [
+                metrics.entity_counts(snap(document.words, document.spans), spans, self.labels)
+                for document, (spans, _) in zip(documents, found, strict=True)
+            ]
+        )
+
+    def score(self, documents: Sequence[Document], logits: Sequence[np.ndarray]) -> dict[str, float]:
+        """Every metric of the task, without intervals."""
+        if self.kind == "token-classification":
+            return metrics.entity_metrics(self.counts(documents, logits))
+        return metrics.classification_metrics(self.gold(documents), softmax(np.stack(logits)))
+
+    def evaluate(self, documents: Sequence[Document], logits: Sequence[np.ndarray]) -> dict[str, object]:
+        """Every metric with a 95 % bootstrap interval over groups, and results by label.
+
+        Returns:
+            `metrics` ({name: {value, low, high}}), `per_label`, `documents`, `groups`.
+        """
+        groups = [document.group for document in documents]
+        if self.kind == "token-classification":
+            counts = self.counts(documents, logits)
+            intervals = statistics.entity_intervals(counts, groups)
+        else:
+            gold, probabilities = self.gold(documents), softmax(np.stack(logits))
+            counts = metrics.class_counts(gold, probabilities)
+            intervals = statistics.classification_intervals(gold, probabilities, groups)
+        return {
+            "metrics": statistics.clean(intervals),
+            "per_label": statistics.clean(metrics.per_class(counts, self.labels)),
+            "documents": len(documents),
+            "groups": len(set(groups)),
+        }
+
+
+def outputs_of(kind: str, labels: Sequence[str]) -> list[str]:
+    """The names of a model's outputs: the classes, or the tags of the entity types."""
+    return tags_of(labels) if kind == "token-classification" else list(labels)
+
+
+def pool(logits: torch.Tensor, owner: torch.Tensor, documents: int) -> torch.Tensor:
+    """Logits of documents from logits of their windows: the mean. (windows, classes) -> (documents, classes)."""
+    if len(owner) == documents:
+        return logits[torch.argsort(owner)]
+    sums = torch.zeros(documents, logits.shape[1], dtype=logits.dtype, device=logits.device)
+    counts = torch.bincount(owner, minlength=documents).to(logits.dtype)
+    return sums.index_add(0, owner, logits) / counts[:, None]
+
+
+def fill(logits: np.ndarray, words: int) -> np.ndarray:
+    """`logits` with rows of NaN for the words after its last."""
+    if len(logits) >= words:
+        return logits
+    return np.concatenate([logits, np.full((words - len(logits), logits.shape[1]), np.nan, logits.dtype)])

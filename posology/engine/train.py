@@ -1,0 +1,275 @@
+"""One run from a prepared task to an artifact, and its evaluation on other data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from posology import console
+from posology.corpus.document import Document
+from posology.corpus.tags import spans_to_tags
+from posology.engine import artifact
+from posology.engine.architectures import architecture_of
+from posology.engine.backbone import load_config, load_model, load_tokenizer, resolve
+from posology.engine.encode import Encoder
+from posology.engine.loop import Fit, fit
+from posology.engine.methods import METHODS, adapt, check
+from posology.engine.precision import decide
+from posology.engine.predictor import Predictor, outputs_of
+from posology.engine.recipe import make_recipe
+from posology.errors import Interrupted, UserError
+from posology.evaluation.statistics import clean
+from posology.files import check_free
+from posology.tasks.prepared import PreparedTask
+
+_VIRTUAL = ("prefix", "prompt", "p-tuning")
+
+
+def train(
+    data: Path | str,
+    backbone: str,
+    method: str,
+    out: Path | str,
+    *,
+    recipe: str = "standard",
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 42,
+    max_seconds: float | None = None,
+    shots: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Adapts a backbone to a prepared task and writes the artifact.
+
+    The checkpoint that is best on validation by the task's metric is kept, and scored once on test.
+
+    Args:
+        data: a prepared task.
+        backbone: catalogue name, folder, or `NAME:K`.
+        method: a key of `METHODS`.
+        out: the artifact's folder.
+        recipe: `standard` or `paper`.
+        overrides: fields of the recipe to replace.
+        seed: of initialisation, order and dropout.
+        max_seconds: wall clock of training, evaluations excluded.
+        shots: train on so many documents per class (or per entity type), drawn by `seed`.
+        overwrite: replace an existing folder.
+
+    Returns:
+        What `posology train --json` prints: `artifact`, `metrics`, `seconds`, `trainable_parameters` and the rest of
+        `posology.json`.
+
+    Raises:
+        UserError: input that does not fit; nothing is written.
+        Interrupted: stopped by the user; the artifact holds the best state so far, without a test score.
+    """
+    out = Path(out)
+    check_free(out, overwrite=overwrite)
+    task = PreparedTask.open(data)
+    source = resolve(backbone)
+    chosen = make_recipe(method if method in METHODS else "full", recipe, overrides)
+    config = load_config(source)
+    check(method, architecture_of(config, source.family), chosen)
+    precision = decide(chosen.precision)
+    console.say(precision.reason)
+
+    outputs = outputs_of(task.kind, task.labels)
+    virtual_tokens = chosen.virtual_tokens if method in _VIRTUAL else 0
+    encoder = Encoder(load_tokenizer(source), config, chosen, task.kind, virtual_tokens)
+    training = task.documents("train")
+    if shots is not None:
+        training = few(training, shots, seed)
+    validation = task.documents("validation")
+    encoded, encoded_validation = encoder.encode(training), encoder.encode(validation)
+    console.say(
+        f"{len(training):,} training documents, {int(encoded.pieces.sum()):,} pieces, "
+        f"{encoded.coverage:.1%} of them read in {sum(map(len, encoded.windows)):,} windows of up to {encoder.max_length}"
+    )
+
+    base, new_modules = load_model(source, task.kind, outputs, chosen, seed)
+    if new_modules:
+        console.say(f"the backbone has no weights for {', '.join(new_modules)}: trained beside the head")
+    backbone_parameters = sum(weight.numel() for weight in getattr(base, base.base_model_prefix).parameters())
+    adapted = adapt(
+        base,
+        method,
+        chosen,
+        task.kind,
+        family=source.family,
+        new_modules=new_modules,
+        attention=precision.attention,
+    )
+    adapted.module.to(precision.device)
+    predictor = Predictor(adapted, encoder, task.labels, precision)
+    best: dict[int, dict[str, float]] = {}
+
+    def validate() -> float:
+        scores = predictor.score(validation, predictor.logits(encoded_validation, "validating"))
+        best[len(best)] = scores
+        return scores[task.metric]
+
+    result = fit(
+        adapted,
+        encoded,
+        targets(training, task.kind, task.labels),
+        chosen,
+        seed=seed,
+        precision=precision,
+        validate=validate,
+        max_seconds=max_seconds,
+    )
+    record: dict[str, Any] = {
+        "task": {
+            "name": task.name,
+            "metric": task.metric,
+            "protocol": task.protocol,
+            "fingerprint": task.fingerprint,
+        },
+        "kind": task.kind,
+        "labels": list(task.labels),
+        "backbone": {
+            "name": backbone,
+            "hub_id": source.hub_id,
+            "layers": source.layers,
+            "sha256": source.fingerprint,
+            "parameters": backbone_parameters,
+        },
+        "method": method,
+        "recipe": chosen.model_dump(),
+        "recipe_name": recipe,
+        "seed": seed,
+        "budget": {"max_seconds": max_seconds, "shots": shots},
+        "head": list(adapted.head),
+        "virtual_tokens": virtual_tokens,
+        "parameters": adapted.count_trainable(),
+        "precision": precision.reason,
+        "threshold": None,
+        "temperature": 1.0,
+        "training": _training(result, len(training)),
+        "validation": clean(best.get(result.best)) if result.best is not None else None,
+        "coverage": {"train": encoded.coverage, "validation": encoded_validation.coverage},
+        "test": None,
+        "versions": versions(),
+    }
+    if result.stopped == "interrupted":
+        artifact.save(out, adapted, source, record, overwrite=overwrite)
+        raise Interrupted(f"{out} holds the best state so far (step {result.documents // chosen.batch_size}), untested")
+    test = task.documents("test")
+    encoded_test = encoder.encode(test)
+    record["test"] = predictor.evaluate(test, predictor.logits(encoded_test, "testing"))
+    record["coverage"]["test"] = encoded_test.coverage
+    artifact.save(out, adapted, source, record, overwrite=overwrite)
+    return summary(out, record)
+
+
+def summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What a training prints as JSON."""
+    return {
+        "artifact": str(out),
+        "task": record["task"]["name"],
+        "kind": record["kind"],
+        "metric": record["task"]["metric"],
+        "backbone": record["backbone"]["name"],
+        "backbone_parameters": record["backbone"]["parameters"],
+        "method": record["method"],
+        "seed": record["seed"],
+        "metrics": record["test"]["metrics"],
+        "validation": record["validation"],
+        "per_label": record["test"]["per_label"],
+        "seconds": record["training"]["seconds"],
+        "trainable_parameters": record["parameters"]["method"] + record["parameters"]["head"],
+        "parameters": record["parameters"],
+        "adapter_bytes": record["adapter_bytes"],
+        "coverage": record["coverage"],
+        "training": record["training"],
+    }
+
+
+def evaluate(
+    folder: Path | str, data: Path | str, *, split: str = "test", backbone: str | None = None
+) -> dict[str, Any]:
+    """Scores an artifact on a split of a prepared task.
+
+    Args:
+        folder: the artifact, or an adapter made by PEFT.
+        data: a prepared task with the same labels.
+        split: `train`, `validation` or `test`.
+        backbone: where the backbone is, if not where it was in training.
+
+    Returns:
+        `metrics` ({name: {value, low, high}}), `per_label`, `documents`, `groups`, `coverage`, `split`.
+
+    Raises:
+        UserError: the artifact does not fit the task.
+    """
+    task = PreparedTask.open(data)
+    predictor = artifact.load(folder, task=task, backbone=backbone)
+    if predictor.kind != task.kind:
+        raise UserError(f"is for {predictor.kind}, and {task.name} is {task.kind}", "Choose data of its kind", folder)
+    unknown = sorted(set(task.labels) - set(predictor.labels))
+    if unknown:
+        raise UserError(
+            f"does not know the label{'s' * (len(unknown) > 1)} {', '.join(unknown)} of {task.name}",
+            "Choose data with its labels, or train anew",
+            folder,
+        )
+    documents = task.documents(split)
+    encoded = predictor.encoder.encode(documents)
+    result = predictor.evaluate(documents, predictor.logits(encoded, "evaluating"))
+    return {"artifact": str(folder), "task": task.name, "split": split, **result, "coverage": encoded.coverage}
+
+
+def targets(documents: Sequence[Document], kind: str, labels: Sequence[str]) -> list[np.ndarray]:
+    """What the loss compares with: the class of each document, or the tag of each of its words."""
+    index = {name: position for position, name in enumerate(outputs_of(kind, labels))}
+    if kind == "sequence-classification":
+        return [np.array(index[str(document.label)]) for document in documents]
+    return [
+        np.array([index[tag] for tag in spans_to_tags(document.words, document.spans)], np.int64)
+        for document in documents
+    ]
+
+
+def few(documents: Sequence[Document], shots: int, seed: int) -> list[Document]:
+    """`shots` documents of each class, or of each entity type; classes with fewer keep all they have.
+
+    A document counts for every type it holds, and documents without entities make one class more.
+    """
+    if shots < 1:
+        raise UserError(f"{shots} documents per class are none", "Give a number from 1", "--shots")
+    order = np.random.default_rng(seed).permutation(len(documents))
+    taken: dict[str | None, int] = {}
+    chosen = []
+    for position in order:
+        document = documents[position]
+        classes: set[str | None] = {span.label for span in document.spans} or {document.label}
+        if any(taken.get(name, 0) < shots for name in classes):
+            chosen.append(int(position))
+            for name in classes:
+                taken[name] = taken.get(name, 0) + 1
+    return [documents[position] for position in sorted(chosen)]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("posology", "torch", "transformers", "peft", "tokenizers")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found, "threads": str(torch.get_num_threads())}
+
+
+def _training(result: Fit, documents: int) -> dict[str, Any]:
+    return {
+        "documents": documents,
+        "seconds": result.seconds,
+        "evaluation_seconds": result.evaluation_seconds,
+        "examples_per_second": result.documents / result.seconds if result.seconds else None,
+        "tokens_per_second": result.tokens / result.seconds if result.seconds else None,
+        "stopped": result.stopped,
+        "best": result.best,
+        "evaluations": clean(result.evaluations),
+    }

@@ -1,0 +1,78 @@
+"""What commands print for people."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_WIDEST = 20
+
+
+def show(command: str, result: Any) -> None:
+    """Prints a command's result on stdout."""
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    if command == "doctor":
+        from posology.doctor import lines
+
+        for line in lines(result):
+            console.print(line, markup=False, highlight=False)
+    elif isinstance(result, list):
+        console.print(_table(result))
+    elif isinstance(result, dict) and "metrics" in result:
+        _show_scores(console, result)
+    elif isinstance(result, dict):
+        for key, value in result.items():
+            if not isinstance(value, dict | list):
+                console.print(f"{key}: {value}", markup=False, highlight=False)
+
+
+def _show_scores(console: Console, result: dict[str, Any]) -> None:
+    table = Table("metric", "value", "95 % interval", box=box.SIMPLE)
+    for name, entry in result["metrics"].items():
+        low, high = entry.get("low"), entry.get("high")
+        value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
+        table.add_row(name, value, "" if low is None else f"{low:.4f} to {high:.4f}")
+    console.print(table)
+    labels = Table("label", "precision", "recall", "f1", "support", box=box.SIMPLE)
+    ranked = sorted(result["per_label"].items(), key=lambda item: -item[1]["support"])
+    for label, entry in ranked[:_WIDEST]:
+        labels.add_row(label, *(f"{entry[key]:.3f}" for key in ("precision", "recall", "f1")), str(entry["support"]))
+    console.print(labels)
+    if len(ranked) > _WIDEST:
+        console.print(f"({len(ranked) - _WIDEST} rarer labels: --json shows them)", highlight=False)
+    if "parameters" in result:
+        parameters = result["parameters"]
+        console.print(
+            f"{parameters['method']:,} trainable parameters and {parameters['head']:,} of the head, "
+            f"of {parameters['total']:,}; {result['adapter_bytes'] / 1e6:.2f} MB; "
+            f"{result['seconds']:.0f} s of training; {result['coverage']['test']:.1%} of the test text read",
+            highlight=False,
+        )
+    elif "coverage" in result:
+        console.print(
+            f"{result['documents']:,} documents; {result['coverage']:.1%} of their text read", highlight=False
+        )
+    console.print(result["artifact"], markup=False, highlight=False)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {entry}" for key, entry in value.items())
+    return "" if value is None else str(value)
