@@ -28,7 +28,6 @@ CORPORA: dict[str, dict[str, Any]] = {
         "task": "classification",
         "text": "dialogue",
         "label": "section_header",
-        "id": "ID",
         "test": "test1.csv",
         "leaks": "allow",
     },
@@ -36,8 +35,10 @@ CORPORA: dict[str, dict[str, Any]] = {
 }
 
 
-def prepared(name: str, *, train: int | None = None, evaluate: int | None = None, seed: int = 0) -> Path:
-    """The folder of a prepared corpus, or of a subset of it: so many training and evaluation documents at random."""
+def prepared(
+    name: str, *, train: int | None = None, validate: int | None = None, test: int | None = None, seed: int = 0
+) -> Path:
+    """The folder of a prepared corpus, or of a subset of it: so many documents of each split, drawn at random."""
     import posology
     from posology.tasks.prepared import SPLITS, write_prepared
 
@@ -45,16 +46,15 @@ def prepared(name: str, *, train: int | None = None, evaluate: int | None = None
     if not whole.is_dir():
         options = dict(CORPORA[name])
         source = DATA / options.pop("folder", name)
-        test = options.pop("test", None)
-        if test:
-            options |= {"train": source / "train.csv", "validation": source / "dev.csv", "test": source / test}
+        if file := options.pop("test", None):
+            options |= {"train": source / "train.csv", "validation": source / "dev.csv", "test": source / file}
         posology.prepare(options.pop("task"), source, whole, name=name, **options)
-    if train is None and evaluate is None:
+    wanted = {"train": train, "validation": validate, "test": test}
+    if not any(wanted.values()):
         return whole
-    part = CACHE / f"{name}-{train}-{evaluate}-{seed}"
+    part = CACHE / "-".join(map(str, (name, train, validate, test, seed)))
     if not part.is_dir():
         task = posology.PreparedTask.open(whole)
-        wanted = {"train": train, "validation": evaluate, "test": evaluate}
         splits = {}
         for split in SPLITS:
             documents = task.documents(split)

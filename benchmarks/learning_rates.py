@@ -16,7 +16,7 @@ from pathlib import Path
 from common import HERE, prepared, result
 
 GRID = {
-    "full": [3e-5, 1e-4, 3e-4],
+    "full": [3e-5, 1e-4, 3e-4, 1e-3],
     "lora": [3e-4, 1e-3, 2e-3, 5e-3, 1e-2],
     "ia3": [3e-3, 1e-2, 3e-2],
     "head": [1e-3, 5e-3, 2e-2],
@@ -45,7 +45,7 @@ def main() -> None:
 
     for corpus in arguments.corpora.split(","):
         started, rows = time.time(), []
-        data = prepared(corpus, train=arguments.train, evaluate=200)
+        data = prepared(corpus, train=arguments.train, validate=200, test=50)
         for method in arguments.methods.split(","):
             for rate in GRID[method]:
                 with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +69,7 @@ def main() -> None:
                         "method": method,
                         "learning_rate": rate,
                         "validation": run["validation"][metric],
+                        "accuracy": run["validation"].get("accuracy"),
                         "curve": [point["score"] for point in run["training"]["evaluations"]],
                         "seconds": round(run["seconds"], 1),
                     }

@@ -30,6 +30,7 @@ app = App(
         "No command but `fetch` uses the network."
     ),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # what was reached is saved, and `main` says so
 )
 
 app.command(

@@ -33,19 +33,18 @@ def run(out: Path, *, seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UserError: `out` holds something else.
     """
-    from posology.engine.artifact import read_record
+    from posology.engine.artifact import RECORD, read_record
     from posology.engine.train import summary, train
     from posology.report.page import comparison_table, write_page
     from posology.tasks.synthetic import write_demo_tasks
 
     started = time.monotonic()
-    mark = out / "data"
-    if overwrite and mark.is_dir():
-        for part in ("data", "runs", "report"):
-            shutil.rmtree(out / part, ignore_errors=True)
-    if not mark.is_dir():
+    if not overwrite and not (out / "data").is_dir():
         check_free(out, overwrite=False)
-    folders = write_demo_tasks(mark, seed=seed)
+    if overwrite:
+        for part in ("runs", "report"):
+            shutil.rmtree(out / part, ignore_errors=True)
+    folders = write_demo_tasks(out / "data", seed=seed, train=400, test=300, overwrite=True)
     runs: list[dict[str, Any]] = []
     total = len(folders) * len(BACKBONES) * len(METHODS)
     for task, data in folders.items():
@@ -53,7 +52,7 @@ def run(out: Path, *, seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
             for method in METHODS:
                 artifact = out / "runs" / f"{task}-{backbone.replace(':', '-')}-{method}"
                 console.say(f"\n{len(runs) + 1}/{total}: {method} on {backbone}, task {task}")
-                if (artifact / "posology.json").is_file() and (record := read_record(artifact))["test"]:
+                if (artifact / RECORD).is_file() and _same(record := read_record(artifact), data, seed):
                     console.say("done already")
                     runs.append(summary(artifact, record))
                     continue
@@ -74,6 +73,20 @@ _NOTES = [
     "Validation chose each run's checkpoint, and the test split was scored once. Intervals are 95 % bootstrap intervals "
     "over patients.",
 ]
+
+
+def _same(record: dict[str, Any], data: Path, seed: int) -> bool:
+    """Whether a finished run is the one wanted: an interrupted one has no test score."""
+    from posology.engine.recipe import make_recipe
+    from posology.tasks.prepared import PreparedTask
+
+    recipe = make_recipe(record["method"], overrides=OVERRIDES).model_dump(mode="json")
+    fingerprint = PreparedTask.open(data).fingerprint
+    return bool(record["test"]) and (record["task"]["fingerprint"], record["seed"], record["recipe"]) == (
+        fingerprint,
+        seed,
+        recipe,
+    )
 
 
 def _row(run: dict[str, Any]) -> Any:

@@ -140,7 +140,7 @@ def train(
             "parameters": backbone_parameters,
         },
         "method": method,
-        "recipe": chosen.model_dump(),
+        "recipe": chosen.model_dump(mode="json"),
         "recipe_name": recipe,
         "seed": seed,
         "budget": {"max_seconds": max_seconds, "shots": shots},

@@ -7,11 +7,11 @@ saves the parameters, in its own format, and the forward pass is ours:
 - a *prefix* (Li and Liang 2021) is some more keys and values inside attention. One registered attention function
   adds them, so every model that asks transformers for its attention can have a prefix;
 - *prompt* (Lester et al. 2021) and *p-tuning* (Liu et al. 2021) put trained vectors before the word embeddings.
-  Whatever the head reads of these positions is dropped: a tagger gives logits for real tokens only.
+  They are dropped
+  before a tagger's logits are read.
 
-Where PEFT itself works, both give the same logits. A sequence classifier that reads the first position therefore
-reads the first virtual token, as it does under PEFT; `docs/LOG.md` has the measurement that compares this with
-reading the first real token.
+Where PEFT itself works, both give the same logits, so that adapters can be exchanged. That is why a sequence classifier
+that reads the first position reads the first virtual token, as it does under PEFT.
 """
 
 from __future__ import annotations

@@ -176,3 +176,28 @@ def test_certain_logits_give_the_snapped_gold_spans_back(text: str, data: st.Dat
     found, _ = entities(item.words, logits, ["X", "Y"])
     assert found == snap(item.words, item.spans)
     assert all(text[span.start : span.end].strip() for span in found)
+
+
+def test_words_of_byte_level_tokenizers_keep_the_blank_before_them() -> None:
+    """RoBERTa and ModernBERT hold "Ġfever", not "fever", for a word of running text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    text = "The patient, 52yo, had fever - no pain."
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator([text, "the fever had no pain"] * 50, trainer)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    recipe = make_recipe("full", overrides={"max_length": 90})
+    item = document(text)
+    window = Encoder(fast, CONFIGS["roberta"](), recipe, KINDS[1]).encode([item]).windows[0][0]
+    assert window.ids.tolist() == fast(text)["input_ids"]
+    assert "Ġfever" in fast.convert_ids_to_tokens(window.ids)
+    assert window.words.tolist() == list(range(len(item.words)))
+    assert Frame.of(fast) == Frame((0,), (2,), (2, 2), (2,))

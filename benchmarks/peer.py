@@ -1,0 +1,218 @@
+"""Our plain path beside transformers.Trainer + PEFT: same data, recipe, seeds and initial weights.
+
+    python benchmarks/peer.py [--corpora ncbi-disease] [--methods lora] [--seeds 1,2]
+
+Both truncate at 128 pieces (Trainer has no windows). The peer runs with its best flags on this machine: bfloat16 and
+batches grouped by length. Entities of the peer are scored by seqeval (strict IOB2), classes by scikit-learn, so the
+scores do not pass through our code. Writes benchmarks/results/peer.json and peer.md. Runs that are there already are not
+repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import HERE, prepared, result
+
+OVERRIDES = {"epochs": 3, "max_length": 128, "long_text": "truncate", "patience": 100}
+RESULTS = HERE / "results" / "peer.json"
+
+
+def ours(data: Path, backbone: str, method: str, seed: int) -> tuple[float, float]:
+    """Test score and training seconds of Posology."""
+    import posology
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = posology.train(data, backbone, method, Path(folder) / "run", overrides=OVERRIDES, seed=seed)
+    return run["metrics"][run["metric"]]["value"], run["seconds"]
+
+
+def peer(data: Path, backbone: str, method: str, seed: int) -> tuple[float, float]:
+    """Test score and training seconds of Trainer, with the checkpoint that is best on validation."""
+    import numpy as np
+    import torch
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        DataCollatorForTokenClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    import posology
+    from posology.corpus.tags import spans_to_tags
+    from posology.engine.backbone import load_config, load_tokenizer, resolve
+    from posology.engine.precision import multiplies_bf16_natively
+    from posology.engine.predictor import outputs_of
+    from posology.engine.recipe import make_recipe
+
+    task, source = posology.PreparedTask.open(data), resolve(backbone)
+    recipe = make_recipe(method, overrides=OVERRIDES)
+    tokenizer, outputs = load_tokenizer(source), outputs_of(task.kind, task.labels)
+    tagging = task.kind == "token-classification"
+
+    def encode(split: str) -> list[dict[str, Any]]:
+        rows = []
+        for document in task.documents(split):
+            if not tagging:
+                row = tokenizer(document.text, truncation=True, max_length=recipe.max_length)
+                rows.append({**row, "labels": outputs.index(str(document.label))})
+                continue
+            words = [document.text[start:end] for start, end in document.words]
+            row = tokenizer(words, is_split_into_words=True, truncation=True, max_length=recipe.max_length)
+            tags, labels, last = spans_to_tags(document.words, document.spans), [], None
+            for word in row.word_ids():
+                labels.append(-100 if word is None or word == last else outputs.index(tags[word]))
+                last = word
+            rows.append({**row, "labels": labels})
+        return rows
+
+    def score(prediction: Any) -> dict[str, float]:
+        chosen, gold = prediction.predictions.argmax(-1), prediction.label_ids
+        if tagging:
+            from seqeval.metrics import f1_score
+            from seqeval.scheme import IOB2
+
+            pairs = [(g[g != -100], c[g != -100]) for g, c in zip(gold, chosen, strict=True)]
+            names = [[[outputs[index] for index in side] for side in pair] for pair in pairs]
+            return {"score": f1_score([a for a, _ in names], [b for _, b in names], mode="strict", scheme=IOB2)}
+        from sklearn.metrics import f1_score
+
+        average = {"macro_f1": "macro", "micro_f1": "micro"}[task.metric]
+        return {"score": f1_score(gold, chosen, average=average)}
+
+    set_seed(seed)
+    config = load_config(source)
+    config.num_labels = len(outputs)
+    auto = AutoModelForTokenClassification if tagging else AutoModelForSequenceClassification
+    model = auto.from_pretrained(source.folder, config=config, dtype=torch.float32)
+    if method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="TOKEN_CLS" if tagging else "SEQ_CLS",
+                r=recipe.rank,
+                lora_alpha=recipe.alpha,
+                lora_dropout=recipe.adapter_dropout,
+                target_modules=["query", "value"],
+            ),
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=folder,
+                num_train_epochs=recipe.epochs,
+                per_device_train_batch_size=recipe.batch_size,
+                per_device_eval_batch_size=32,
+                learning_rate=recipe.learning_rate,
+                weight_decay=recipe.weight_decay,
+                warmup_steps=recipe.warmup,
+                max_grad_norm=recipe.max_grad_norm,
+                lr_scheduler_type="linear",
+                bf16=multiplies_bf16_natively(),
+                train_sampling_strategy="group_by_length",
+                eval_strategy="epoch",
+                save_strategy="epoch",
+                load_best_model_at_end=True,
+                metric_for_best_model="score",
+                save_total_limit=1,
+                seed=seed,
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=not torch.cuda.is_available(),
+            ),
+            train_dataset=encode("train"),
+            eval_dataset=encode("validation"),
+            data_collator=(DataCollatorForTokenClassification if tagging else DataCollatorWithPadding)(tokenizer),
+            compute_metrics=score,
+        )
+        seconds = _time_steps(trainer)
+        trainer.train()
+        prediction = trainer.predict(encode("test"))
+    assert np.isfinite(prediction.metrics["test_score"])
+    return float(prediction.metrics["test_score"]), sum(seconds)
+
+
+def _time_steps(trainer: Any) -> list[float]:
+    """Lets the trainer note the seconds of its steps, so that its evaluations do not count as training."""
+    from transformers import TrainerCallback
+
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds.append(time.perf_counter() - self.began)
+
+    trainer.add_callback(Clock())
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpora", default="ncbi-disease,chemprot,mts-dialog")
+    parser.add_argument("--methods", default="full,lora")
+    parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--backbone", default="minilm")
+    arguments = parser.parse_args()
+
+    from posology.files import write_json
+
+    started = time.time()
+    for corpus in arguments.corpora.split(","):
+        data = prepared(corpus, train=1000, validate=300)
+        for method in arguments.methods.split(","):
+            for seed in map(int, arguments.seeds.split(",")):
+                for side, run in (("posology", ours), ("trainer", peer)):
+                    key = {"corpus": corpus, "method": method, "seed": seed, "side": side}
+                    if any(key.items() <= row.items() for row in _rows()):
+                        continue
+                    score, seconds = run(data, arguments.backbone, method, seed)
+                    rows = [*_rows(), {**key, "test": score, "seconds": round(seconds, 1)}]
+                    write_json(RESULTS, result(rows, started, backbone=arguments.backbone, overrides=OVERRIDES))
+                    RESULTS.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+                    print(*key.values(), f"{score:.4f}", f"{seconds:.0f} s", flush=True)
+
+
+def _rows() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each corpus and method that both sides have."""
+    lines = [
+        "| corpus | method | Posology: test by seed | Trainer: test by seed | difference of means | seconds ours / theirs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for corpus, method in dict.fromkeys((row["corpus"], row["method"]) for row in rows):
+        sides = {
+            side: [row for row in rows if (row["corpus"], row["method"], row["side"]) == (corpus, method, side)]
+            for side in ("posology", "trainer")
+        }
+        if not all(sides.values()):
+            continue
+        means = [statistics.mean(row["test"] for row in side) for side in sides.values()]
+        shown = [", ".join(f"{row['test']:.3f}" for row in side) for side in sides.values()]
+        seconds = [statistics.mean(row["seconds"] for row in side) for side in sides.values()]
+        lines.append(
+            f"| {corpus} | {method} | {shown[0]} | {shown[1]} | {100 * (means[0] - means[1]):+.1f} points | "
+            f"{seconds[0]:.0f} / {seconds[1]:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
