@@ -1,7 +1,7 @@
 """Chooses each method's default learning rate: best validation score on small subsets of two corpora, the first three layers of
 the bundled model.
 
-    python benchmarks/learning_rates.py [--methods lora,ia3] [--corpora ncbi-disease,mts-dialog]
+    python benchmarks/learning_rates.py [--methods lora,ia3] [--corpora ncbi-disease,specialty11]
 
 Writes benchmarks/results/learning_rates-CORPUS.json. Test splits are not looked at.
 """
@@ -33,7 +33,7 @@ GRID = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default=",".join(GRID))
-    parser.add_argument("--corpora", default="ncbi-disease,mts-dialog")
+    parser.add_argument("--corpora", default="ncbi-disease,specialty11")
     parser.add_argument("--backbone", default="minilm:3")
     parser.add_argument("--train", type=int, default=600)
     parser.add_argument("--epochs", type=int, default=4)

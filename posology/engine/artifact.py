@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from posology import files
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, load_model, load_tokenizer, resolve
 from posology.engine.card import model_card
@@ -42,8 +43,7 @@ def save(out: Path, adapted: Adapted, source: Source, record: dict[str, Any], *,
         UserError: the folder cannot be written.
     """
     storage = METHODS[adapted.method].storage
-    weights = sum(weight.numel() * 4 for weight in adapted.trainable().values())
-    with staged_folder(out, needs_bytes=weights + 2**20, overwrite=overwrite) as folder:
+    with staged_folder(out, needs_bytes=_bytes(adapted), overwrite=overwrite) as folder:
         if storage == "model":
             adapted.base.save_pretrained(folder)
             load_tokenizer(source).save_pretrained(folder)
@@ -57,6 +57,15 @@ def save(out: Path, adapted: Adapted, source: Source, record: dict[str, Any], *,
         record["adapter_bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         write_json(folder / RECORD, record)
         (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+
+
+def check_space(out: Path, adapted: Adapted) -> None:
+    """Raises UserError, before any training, where the disk has no room for the artifact."""
+    files.check_space(next(folder for folder in out.absolute().parents if folder.is_dir()), _bytes(adapted))
+
+
+def _bytes(adapted: Adapted) -> int:
+    return sum(weight.numel() * 4 for weight in adapted.trainable().values()) + 2**20
 
 
 def read_record(folder: Path | str) -> dict[str, Any]:

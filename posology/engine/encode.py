@@ -111,6 +111,7 @@ class Encoder:
         self._backend = tokenizer.backend_tokenizer
         self._frame = Frame.of(tokenizer)
         self._recipe, self._kind = recipe, kind
+        self.virtual_tokens = virtual_tokens
         self.max_length = min(recipe.max_length, positions(config) - virtual_tokens)
         self._capacity = self._frame.capacity(self.max_length)
         if self._capacity < 4:

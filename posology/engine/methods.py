@@ -45,7 +45,7 @@ METHODS: dict[str, Method] = {
     "bitfit": Method("bias terms only", "Ben Zaken et al. 2022", "weights"),
     "layernorm": Method("normalisation weights only", "Zhao et al. 2024", "peft"),
 }
-_VIRTUAL = ("prefix", "prompt", "p-tuning")
+VIRTUAL = ("prefix", "prompt", "p-tuning")
 _BY_LAYER = ("lora", "dora", "rslora", "ia3")
 
 
@@ -91,6 +91,8 @@ class Adapted:
         module: what holds the parameters: `base`, or the PEFT model around it.
         architecture, method, kind: what it is made of.
         head: names, in `base`, of the modules that are trained beside the method's own parameters.
+        backbone_parameters: how many parameters the backbone had before an adapter was added.
+        backbone_parameters: how many parameters the backbone had before an adapter was added.
     """
 
     base: PreTrainedModel
@@ -99,6 +101,7 @@ class Adapted:
     method: str
     kind: str
     head: tuple[str, ...]
+    backbone_parameters: int = 0
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names in `module`."""
@@ -126,7 +129,7 @@ class Adapted:
             (windows, classes), or (windows, length, tags) in token classification, in float32.
         """
         extra, arguments = 0, dict(inputs)
-        if self.method in _VIRTUAL:
+        if self.method in VIRTUAL:
             weights = self._virtual_weights()
             if self.method == "prefix":
                 arguments = virtual.forward_with_prefix(self.base, self.architecture, weights, inputs)
@@ -183,6 +186,8 @@ def adapt(
     architecture = architecture_of(base.config, family)
     check(method, architecture, recipe)
     head = tuple(dict.fromkeys((*architecture.head[kind], *new_modules)))
+    backbone: nn.Module = getattr(base, base.base_model_prefix)
+    backbone_parameters = sum(weight.numel() for weight in backbone.parameters())
     module: nn.Module = base
     if method == "full":
         base.requires_grad_(True)
@@ -197,9 +202,9 @@ def adapt(
         from peft import get_peft_model
 
         module = get_peft_model(base, _peft_config(base, architecture, method, recipe, kind, head))
-        if method in _VIRTUAL:
+        if method in VIRTUAL:
             _initialise_virtual(module, base, method)
-    adapted = Adapted(base, module, architecture, method, kind, head)
+    adapted = Adapted(base, module, architecture, method, kind, head, backbone_parameters)
     finish(adapted, attention)
     return adapted
 

@@ -16,19 +16,17 @@ from posology.corpus.document import Document
 from posology.corpus.tags import spans_to_tags
 from posology.engine import artifact
 from posology.engine.architectures import architecture_of
-from posology.engine.backbone import load_config, load_model, load_tokenizer, resolve
+from posology.engine.backbone import Source, load_config, load_model, load_tokenizer, resolve
 from posology.engine.encode import Encoder
 from posology.engine.loop import Fit, fit
-from posology.engine.methods import METHODS, adapt, check
+from posology.engine.methods import METHODS, VIRTUAL, adapt, check
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of
-from posology.engine.recipe import make_recipe
+from posology.engine.recipe import Recipe, make_recipe
 from posology.errors import Interrupted, UserError
 from posology.evaluation.statistics import clean
 from posology.files import check_free
 from posology.tasks.prepared import PreparedTask
-
-_VIRTUAL = ("prefix", "prompt", "p-tuning")
 
 
 def train(
@@ -73,57 +71,84 @@ def train(
     task = PreparedTask.open(data)
     source = resolve(backbone)
     chosen = make_recipe(method if method in METHODS else "full", recipe, overrides)
-    config = load_config(source)
-    check(method, architecture_of(config, source.family), chosen)
-    precision = decide(chosen.precision)
-    console.say(precision.reason)
+    predictor = _build(task, source, method, chosen, seed)
+    artifact.check_space(out, predictor.adapted)
 
-    outputs = outputs_of(task.kind, task.labels)
-    virtual_tokens = chosen.virtual_tokens if method in _VIRTUAL else 0
-    encoder = Encoder(load_tokenizer(source), config, chosen, task.kind, virtual_tokens)
-    training = task.documents("train")
+    training, validation = task.documents("train"), task.documents("validation")
     if shots is not None:
         training = few(training, shots, seed)
-    validation = task.documents("validation")
-    encoded, encoded_validation = encoder.encode(training), encoder.encode(validation)
+    encoded, encoded_validation = predictor.encoder.encode(training), predictor.encoder.encode(validation)
     console.say(
-        f"{len(training):,} training documents, {int(encoded.pieces.sum()):,} pieces, "
-        f"{encoded.coverage:.1%} of them read in {sum(map(len, encoded.windows)):,} windows of up to {encoder.max_length}"
+        f"{len(training):,} training documents, {int(encoded.pieces.sum()):,} pieces, {encoded.coverage:.1%} of them "
+        f"read in {sum(map(len, encoded.windows)):,} windows of up to {predictor.encoder.max_length}"
     )
+    scores: list[dict[str, float]] = []
 
-    base, new_modules = load_model(source, task.kind, outputs, chosen, seed)
+    def validate() -> float:
+        scores.append(predictor.score(validation, predictor.logits(encoded_validation, "validating")))
+        return scores[-1][task.metric]
+
+    result = fit(
+        predictor.adapted,
+        encoded,
+        targets(training, task.kind, task.labels),
+        chosen,
+        seed=seed,
+        precision=predictor.precision,
+        validate=validate,
+        max_seconds=max_seconds,
+    )
+    record = _record(task, source, predictor, chosen) | {
+        "recipe_name": recipe,
+        "seed": seed,
+        "budget": {"max_seconds": max_seconds, "shots": shots},
+        "training": _training(result, len(training)),
+        "validation": clean(scores[result.best]) if result.best is not None else None,
+        "coverage": {"train": encoded.coverage, "validation": encoded_validation.coverage},
+        "test": None,
+    }
+    try:
+        if result.stopped == "interrupted":
+            raise KeyboardInterrupt
+        test = task.documents("test")
+        encoded_test = predictor.encoder.encode(test)
+        record["test"] = predictor.evaluate(test, predictor.logits(encoded_test, "testing"))
+        record["coverage"]["test"] = encoded_test.coverage
+    except KeyboardInterrupt:
+        artifact.save(out, predictor.adapted, source, record, overwrite=overwrite)
+        raise Interrupted(f"{out} holds the best state so far, not scored on test") from None
+    artifact.save(out, predictor.adapted, source, record, overwrite=overwrite)
+    return summary(out, record)
+
+
+def _build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed: int) -> Predictor:
+    """The model to train, and what it needs to read documents."""
+    config = load_config(source)
+    check(method, architecture_of(config, source.family), recipe)
+    precision = decide(recipe.precision)
+    console.say(precision.reason)
+    virtual_tokens = recipe.virtual_tokens if method in VIRTUAL else 0
+    encoder = Encoder(load_tokenizer(source), config, recipe, task.kind, virtual_tokens)
+    base, new_modules = load_model(source, task.kind, outputs_of(task.kind, task.labels), recipe, seed)
     if new_modules:
         console.say(f"the backbone has no weights for {', '.join(new_modules)}: trained beside the head")
-    backbone_parameters = sum(weight.numel() for weight in getattr(base, base.base_model_prefix).parameters())
     adapted = adapt(
         base,
         method,
-        chosen,
+        recipe,
         task.kind,
         family=source.family,
         new_modules=new_modules,
         attention=precision.attention,
     )
     adapted.module.to(precision.device)
-    predictor = Predictor(adapted, encoder, task.labels, precision)
-    best: dict[int, dict[str, float]] = {}
+    return Predictor(adapted, encoder, task.labels, precision)
 
-    def validate() -> float:
-        scores = predictor.score(validation, predictor.logits(encoded_validation, "validating"))
-        best[len(best)] = scores
-        return scores[task.metric]
 
-    result = fit(
-        adapted,
-        encoded,
-        targets(training, task.kind, task.labels),
-        chosen,
-        seed=seed,
-        precision=precision,
-        validate=validate,
-        max_seconds=max_seconds,
-    )
-    record: dict[str, Any] = {
+def _record(task: PreparedTask, source: Source, predictor: Predictor, recipe: Recipe) -> dict[str, Any]:
+    """What `posology.json` says of task, backbone and method."""
+    adapted = predictor.adapted
+    return {
         "task": {
             "name": task.name,
             "metric": task.metric,
@@ -133,38 +158,22 @@ def train(
         "kind": task.kind,
         "labels": list(task.labels),
         "backbone": {
-            "name": backbone,
+            "name": source.name,
             "hub_id": source.hub_id,
             "layers": source.layers,
             "sha256": source.fingerprint,
-            "parameters": backbone_parameters,
+            "parameters": adapted.backbone_parameters,
         },
-        "method": method,
-        "recipe": chosen.model_dump(mode="json"),
-        "recipe_name": recipe,
-        "seed": seed,
-        "budget": {"max_seconds": max_seconds, "shots": shots},
+        "method": adapted.method,
+        "recipe": recipe.model_dump(mode="json"),
         "head": list(adapted.head),
-        "virtual_tokens": virtual_tokens,
+        "virtual_tokens": predictor.encoder.virtual_tokens,
         "parameters": adapted.count_trainable(),
-        "precision": precision.reason,
+        "precision": predictor.precision.reason,
         "threshold": None,
         "temperature": 1.0,
-        "training": _training(result, len(training)),
-        "validation": clean(best.get(result.best)) if result.best is not None else None,
-        "coverage": {"train": encoded.coverage, "validation": encoded_validation.coverage},
-        "test": None,
         "versions": versions(),
     }
-    if result.stopped == "interrupted":
-        artifact.save(out, adapted, source, record, overwrite=overwrite)
-        raise Interrupted(f"{out} holds the best state so far (step {result.documents // chosen.batch_size}), untested")
-    test = task.documents("test")
-    encoded_test = encoder.encode(test)
-    record["test"] = predictor.evaluate(test, predictor.logits(encoded_test, "testing"))
-    record["coverage"]["test"] = encoded_test.coverage
-    artifact.save(out, adapted, source, record, overwrite=overwrite)
-    return summary(out, record)
 
 
 def summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
