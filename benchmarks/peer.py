@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--corpora", default="ncbi-disease,chemprot,mts-dialog")
     parser.add_argument("--methods", default="full,lora")
     parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--backbone", default="minilm:3")
     arguments = parser.parse_args()
 
     from posology.files import write_json

@@ -29,7 +29,9 @@ app = App(
         "Every command takes --json (one JSON document on stdout), --quiet (no messages) and --debug (tracebacks). "
         "No command but `fetch` uses the network."
     ),
+    help_format="plaintext",  # a Markdown renderer would double the time that --help takes
     result_action="return_value",
+    default_parameter=Parameter(negative_iterable=()),
     suppress_keyboard_interrupt=False,  # what was reached is saved, and `main` says so
 )
 

@@ -14,7 +14,9 @@ import pytest
 
 from tests.engine.tiny import save_backbone
 
-ROWS = "text,label\n" + "\n".join(f"note {index} of {label},{label}" for index in range(20) for label in ("fever", "pain"))
+ROWS = "text,label\n" + "\n".join(
+    f"note {index} of {label},{label}" for index in range(20) for label in ("fever", "pain")
+)
 
 
 def posology(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -77,7 +79,9 @@ def test_lists_are_for_people_and_for_programs(command: str) -> None:
         (("prepare", "sentiment", "x.csv", "y"), "sentiment"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_exit_code_2(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "posology.cli", *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=120
     )

@@ -21,6 +21,7 @@ class Architecture(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    body: str
     layers: str
     head: dict[str, tuple[str, ...]]
     roles: dict[str, str]

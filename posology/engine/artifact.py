@@ -18,7 +18,7 @@ from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, load_model, load_tokenizer, resolve
 from posology.engine.card import model_card
 from posology.engine.encode import Encoder
-from posology.engine.methods import METHODS, TASK_TYPES, Adapted, finish
+from posology.engine.methods import METHODS, TASK_TYPES, Adapted, finish, pooling_of
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of
 from posology.engine.recipe import Recipe, make_recipe
@@ -131,7 +131,9 @@ def load(folder: Path | str, *, task: PreparedTask | None = None, backbone: str 
         ) from error
     # PEFT lists the names that heads have anywhere; those that this model lacks are not meant.
     head = tuple(name for name in record["head"] if hasattr(base, name.partition(".")[0]))
-    adapted = Adapted(base, module, architecture_of(base.config), method, kind, head)
+    architecture = architecture_of(base.config)
+    pooling = pooling_of(architecture, kind, record.get("pooling") == "mean")
+    adapted = Adapted(base, module, architecture, method, kind, head, pooling)
     finish(adapted, precision.attention)
     module.eval().to(precision.device)
     encoder = Encoder(load_tokenizer(source), base.config, recipe, kind, record["virtual_tokens"])

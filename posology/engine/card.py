@@ -14,6 +14,14 @@ _LOADING = {
 }
 
 
+_POOLING = (
+    "The head reads the mean over all real tokens in place of the first position, which holds little of the text after "
+    "the first layers of a backbone. transformers does not know this: put the mean into position 0 of the last hidden "
+    "state (`Adapted.read_mean` in `posology/engine/methods.py` is such a hook) to get the same logits there.",
+    "",
+)
+
+
 def model_card(record: dict[str, Any]) -> str:
     """Markdown that says what the model is for, what it was made of and how good it is. Holds no note text.
 
@@ -32,8 +40,8 @@ def model_card(record: dict[str, Any]) -> str:
     lines = [
         f"# {task['name']}: {record['method']} on {backbone['name']}",
         "",
-        f"Made by Posology {record['versions']['posology']}. {record['kind'].capitalize()} into "
-        f"{len(record['labels'])} labels: {', '.join(record['labels'])}.",
+        f"Made by Posology {record['versions']['posology']}. {record['kind'].replace('-', ' ').capitalize()}; labels: "
+        f"{', '.join(record['labels'])}.",
         "",
         "## Results",
         "",
@@ -64,6 +72,7 @@ def model_card(record: dict[str, Any]) -> str:
         "",
         f"```python\n{loading}\n```",
         "",
+        *_POOLING * (record["pooling"] == "mean"),
         "## Limits",
         "",
         "- Trained and tested on one source of text; check it on your own before you rely on it.",

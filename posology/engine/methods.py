@@ -64,12 +64,17 @@ def table() -> dict[str, dict[str, str]]:
     }
 
 
-def check(method: str, architecture: Architecture, recipe: Recipe) -> None:
-    """Raises UserError where a method, a recipe and an architecture do not go together."""
+def check_method(method: str) -> None:
+    """Raises UserError for the name of no method."""
     if method not in METHODS:
         raise UserError(
             f"there is no method {method!r}; there are {', '.join(METHODS)}", "Choose one of these", "--method"
         )
+
+
+def check(method: str, architecture: Architecture, recipe: Recipe) -> None:
+    """Raises UserError where a method, a recipe and an architecture do not go together."""
+    check_method(method)
     if reason := refusal(method, architecture):
         raise UserError(
             f"{architecture.name} {reason}",
@@ -91,7 +96,9 @@ class Adapted:
         module: what holds the parameters: `base`, or the PEFT model around it.
         architecture, method, kind: what it is made of.
         head: names, in `base`, of the modules that are trained beside the method's own parameters.
+        pooling: what a sequence classifier reads: `first`, `mean` or `last`.
         backbone_parameters: how many parameters the backbone had before an adapter was added.
+        pooling: what a sequence classifier reads: `first`, `mean` or `last`.
         backbone_parameters: how many parameters the backbone had before an adapter was added.
     """
 
@@ -101,6 +108,7 @@ class Adapted:
     method: str
     kind: str
     head: tuple[str, ...]
+    pooling: str = "first"
     backbone_parameters: int = 0
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -129,6 +137,7 @@ class Adapted:
             (windows, classes), or (windows, length, tags) in token classification, in float32.
         """
         extra, arguments = 0, dict(inputs)
+        self._mask = inputs["attention_mask"]
         if self.method in VIRTUAL:
             weights = self._virtual_weights()
             if self.method == "prefix":
@@ -136,12 +145,32 @@ class Adapted:
             else:
                 arguments = virtual.forward_with_prompt(self.base, weights, inputs)
                 extra = weights.shape[0]
-        if self.kind == "sequence-classification" and self.architecture.pooling == "last":
+        if self.pooling == "last":
             return self._last_token_logits(arguments).float()
         logits = self.base(**arguments).logits
         if self.kind == "token-classification":
             logits = logits[:, extra:]
         return logits.float()
+
+    def read_mean(self) -> None:
+        """Makes heads read the mean over the real tokens where they would read the first position.
+
+        The body's output gets the mean in its first position, so that pooler and head stay those of transformers.
+        """
+        backbone: Any = getattr(self.base, self.base.base_model_prefix)
+
+        def put_mean(_module: nn.Module, _arguments: Any, output: Any) -> Any:
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            mask = self._mask.to(hidden.dtype)[:, :, None]
+            real = hidden[:, hidden.shape[1] - mask.shape[1] :]  # virtual tokens stand before the real ones
+            mean = (real * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+            changed = torch.cat((mean, hidden[:, 1:]), dim=1)
+            if isinstance(output, torch.Tensor):
+                return changed
+            output.last_hidden_state = changed
+            return output
+
+        backbone.get_submodule(self.architecture.body).register_forward_hook(put_mean)
 
     def _virtual_weights(self) -> torch.Tensor:
         module: Any = self.module
@@ -168,6 +197,7 @@ def adapt(
     family: str | None = None,
     new_modules: tuple[str, ...] = (),
     attention: str = "sdpa",
+    mean: bool = False,
 ) -> Adapted:
     """Prepares a freshly loaded task model for training by a method.
 
@@ -179,13 +209,16 @@ def adapt(
         family: of the backbone, where its defaults differ from its architecture's.
         new_modules: modules that the checkpoint had no weights for; trained beside the head whatever the method.
         attention: the implementation in transformers that computes it (see `Precision.attention`).
+        mean: a sequence classifier reads the mean of all positions, through a pooler that is trained with the head.
 
     Raises:
         UserError: a combination that cannot work.
     """
     architecture = architecture_of(base.config, family)
     check(method, architecture, recipe)
-    head = tuple(dict.fromkeys((*architecture.head[kind], *new_modules)))
+    pooling = pooling_of(architecture, kind, mean)
+    pooler = poolers(base) if pooling == "mean" else ()
+    head = tuple(dict.fromkeys((*architecture.head[kind], *pooler, *new_modules)))
     backbone: nn.Module = getattr(base, base.base_model_prefix)
     backbone_parameters = sum(weight.numel() for weight in backbone.parameters())
     module: nn.Module = base
@@ -204,7 +237,7 @@ def adapt(
         module = get_peft_model(base, _peft_config(base, architecture, method, recipe, kind, head))
         if method in VIRTUAL:
             _initialise_virtual(module, base, method)
-    adapted = Adapted(base, module, architecture, method, kind, head, backbone_parameters)
+    adapted = Adapted(base, module, architecture, method, kind, head, pooling, backbone_parameters)
     finish(adapted, attention)
     return adapted
 
@@ -212,9 +245,24 @@ def adapt(
 def finish(adapted: Adapted, attention: str = "sdpa") -> None:
     """What every adapted model needs after it is built or loaded: its attention, and a head in full precision."""
     adapted.base.set_attn_implementation(virtual.PREFIX_ATTENTION if adapted.method == "prefix" else attention)
+    if adapted.pooling == "mean":
+        adapted.read_mean()
     for name in adapted.head:
         for module in _leaves(adapted.base.get_submodule(name)):
             _in_float32(module)
+
+
+def pooling_of(architecture: Architecture, kind: str, mean: bool) -> str:
+    """What a head reads: `first`, `mean` or `last`; taggers read every position."""
+    if kind == "token-classification":
+        return "first"
+    return "mean" if mean and architecture.pooling == "first" else architecture.pooling
+
+
+def poolers(base: PreTrainedModel) -> tuple[str, ...]:
+    """The backbone's own projection between its last hidden state and a head, where it has one."""
+    names = {f"{base.base_model_prefix}.pooler", f"{base.base_model_prefix}.pooler.dense"}
+    return tuple(name for name, module in base.named_modules() if name in names and isinstance(module, nn.Linear))
 
 
 def _leaves(module: nn.Module) -> list[nn.Module]:

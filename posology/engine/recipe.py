@@ -30,6 +30,9 @@ class Recipe(BaseModel):
         max_length: pieces a window may have, special tokens included; virtual tokens come on top where they fit.
         long_text: `window` reads all of a long document in overlapping windows, `truncate` its beginning.
         overlap: pieces that neighbouring windows share.
+        pooling: what a sequence classifier reads: the `first` position, as in transformers, or the `mean` of all. `auto`
+            is the first, but for the first K layers of a backbone the mean: its first position gathers the text in
+            the last layers only.
         dropout: of hidden states; the backbone's own where None.
         attention_dropout: of attention probabilities; the backbone's own where None.
         precision: `auto` takes bfloat16 where the hardware multiplies it natively.
@@ -54,6 +57,7 @@ class Recipe(BaseModel):
     max_length: int = Field(default=480, ge=8)
     long_text: Literal["window", "truncate"] = "window"
     overlap: int = Field(default=64, ge=0)
+    pooling: Literal["auto", "first", "mean"] = "auto"
     dropout: float | None = Field(default=None, ge=0, lt=1)
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -64,6 +68,9 @@ class Recipe(BaseModel):
     virtual_tokens: int = Field(default=10, ge=1)
     encoder_width: int = Field(default=128, ge=1)
     top_layers: int | None = Field(default=None, ge=1)
+
+
+_WIDEST_SMALL = 384
 
 
 @functools.cache
@@ -78,8 +85,16 @@ def recipe_names() -> list[str]:
     return list(_named())
 
 
-def make_recipe(method: str, name: str = "standard", overrides: Mapping[str, Any] | None = None) -> Recipe:
+def make_recipe(
+    method: str, name: str = "standard", overrides: Mapping[str, Any] | None = None, *, width: int = 0
+) -> Recipe:
     """The recipe `name` for a method, with some fields replaced.
+
+    Args:
+        method: a key of `METHODS`.
+        name: one of `recipe_names()`.
+        overrides: fields to replace.
+        width: of the backbone's hidden states; wide ones take lower learning rates.
 
     Raises:
         UserError: an unknown recipe or field, or a value out of its range.
@@ -89,6 +104,8 @@ def make_recipe(method: str, name: str = "standard", overrides: Mapping[str, Any
         raise UserError(f"there is no recipe {name!r}; there are {', '.join(named)}", "Choose one of these", "--recipe")
     values = dict(named[name].get("all", {}))
     values.update(named[name]["methods"].get(method, {}))
+    if width > _WIDEST_SMALL:
+        values.update(named[name].get("wide", {}).get(method, {}))
     values.update(overrides or {})
     try:
         return Recipe(**values)

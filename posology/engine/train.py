@@ -19,7 +19,7 @@ from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, load_config, load_model, load_tokenizer, resolve
 from posology.engine.encode import Encoder
 from posology.engine.loop import Fit, fit
-from posology.engine.methods import METHODS, VIRTUAL, adapt, check
+from posology.engine.methods import VIRTUAL, adapt, check, check_method
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of
 from posology.engine.recipe import Recipe, make_recipe
@@ -70,7 +70,8 @@ def train(
     check_free(out, overwrite=overwrite)
     task = PreparedTask.open(data)
     source = resolve(backbone)
-    chosen = make_recipe(method if method in METHODS else "full", recipe, overrides)
+    check_method(method)
+    chosen = make_recipe(method, recipe, overrides, width=load_config(source).hidden_size)
     predictor = _build(task, source, method, chosen, seed)
     artifact.check_space(out, predictor.adapted)
 
@@ -140,6 +141,7 @@ def _build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed
         family=source.family,
         new_modules=new_modules,
         attention=precision.attention,
+        mean=recipe.pooling == "mean" or (recipe.pooling == "auto" and source.layers is not None),
     )
     adapted.module.to(precision.device)
     return Predictor(adapted, encoder, task.labels, precision)
@@ -167,6 +169,7 @@ def _record(task: PreparedTask, source: Source, predictor: Predictor, recipe: Re
         "method": adapted.method,
         "recipe": recipe.model_dump(mode="json"),
         "head": list(adapted.head),
+        "pooling": adapted.pooling,
         "virtual_tokens": predictor.encoder.virtual_tokens,
         "parameters": adapted.count_trainable(),
         "precision": predictor.precision.reason,

@@ -199,3 +199,40 @@ def test_adapter_of_peft_alone_has_our_logits(tmp_path: Any) -> None:
     adapted.module.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded = PeftModel.from_pretrained(task_model("distilbert", KINDS[0]), str(tmp_path)).eval()
     torch.testing.assert_close(loaded(**batch).logits, adapted.logits(batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
+@pytest.mark.parametrize("method", ["full", "lora", "prefix", "prompt"])
+def test_mean_pooling_reads_the_mean_of_the_real_tokens(architecture: str, method: str) -> None:
+    """By hand: the last hidden state, its mean over real tokens, and the model's own pooler and head on that."""
+    torch.manual_seed(0)
+    adapted = adapt(task_model(architecture, KINDS[0]), method, make_recipe(method), KINDS[0], mean=True)
+    adapted.module.eval()
+    batch = ragged(padding=adapted.base.config.pad_token_id)
+    seen: list[torch.Tensor] = []
+    backbone = getattr(adapted.base, adapted.base.base_model_prefix)
+    body = backbone.get_submodule(adapted.architecture.body)
+    body._forward_hooks.clear()  # the hidden states before our hook
+    body.register_forward_hook(lambda _m, _a, output: seen.append(output if torch.is_tensor(output) else output[0]))
+    adapted.read_mean()
+    logits = adapted.logits(batch)
+    real = seen[0][:, -12:]
+    mean = torch.stack([row[:length].mean(0) for row, length in zip(real, (12, 7, 1), strict=True)])
+    base, pooled = adapted.base, mean
+    if architecture in ("roberta", "electra"):
+        expected = base.classifier(mean[:, None])
+    else:
+        if architecture == "bert":
+            pooled = torch.tanh(base.bert.pooler.dense(mean))
+        elif architecture == "albert":
+            pooled = torch.tanh(base.albert.pooler(mean))
+        elif architecture == "distilbert":
+            pooled = torch.relu(base.pre_classifier(mean))
+        elif architecture == "mobilebert":
+            pooled = torch.tanh(base.mobilebert.pooler.dense(mean)) if base.config.classifier_activation else mean
+        elif architecture == "modernbert":
+            pooled = base.head(mean)
+        expected = base.classifier(pooled)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    pooler = [name for name, _ in base.named_parameters() if "pooler" in name and "original_module" not in name]
+    assert all(any(part in name for name in adapted.trainable()) for part in ["pooler"] if pooler)

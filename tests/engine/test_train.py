@@ -134,6 +134,25 @@ def test_training_learns_and_repeats_itself(
     assert tagged["metrics"]["entity_f1"]["value"] > 0.9
 
 
+@pytest.mark.parametrize("method", ["full", "head", "lora", "prefix"])
+def test_first_layers_of_a_backbone_classify_by_the_mean_and_score_the_same_again(
+    method: str, backbone: Path, classification: PreparedTask, tmp_path: Path
+) -> None:
+    run = train(classification, f"{backbone}:2", method, tmp_path / "run")
+    record = artifact.read_record(tmp_path / "run")
+    assert record["pooling"] == "mean" and record["backbone"]["layers"] == 2
+    assert "bert.pooler.dense" in record["head"]
+    predictor = artifact.load(tmp_path / "run")
+    assert predictor.adapted.base.config.num_hidden_layers == 2
+    assert posology.evaluate(tmp_path / "run", classification.folder)["metrics"] == run["metrics"]
+    assert "position 0" in (tmp_path / "run" / "README.md").read_text()
+    predictor.adapted.pooling = "first"
+    body = predictor.adapted.base.bert.encoder
+    before = logits(predictor, classification)[1]
+    body._forward_hooks.clear()
+    assert not torch.allclose(before, logits(predictor, classification)[1])
+
+
 def test_seeds_change_the_new_weights(backbone: Path) -> None:
     from posology.engine.backbone import load_model, resolve
     from posology.engine.recipe import make_recipe
