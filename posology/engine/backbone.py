@@ -196,7 +196,15 @@ def _new_modules(
 
 def _set_dropout(config: Any, recipe: Recipe) -> None:
     names = {
-        "dropout": ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"),
+        "dropout": (
+            "hidden_dropout_prob",
+            "dropout",
+            "embedding_dropout",
+            "mlp_dropout",
+            "classifier_dropout",
+            "classifier_dropout_prob",
+            "seq_classif_dropout",
+        ),
         "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout"),
     }
     for field, fields in names.items():
