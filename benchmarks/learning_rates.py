@@ -3,12 +3,14 @@ the bundled model.
 
     python benchmarks/learning_rates.py [--methods lora,ia3] [--corpora ncbi-disease,specialty11]
 
-Writes benchmarks/results/learning_rates-CORPUS.json. Test splits are not looked at.
+Writes benchmarks/results/learning_rates-CORPUS.json. Test splits are not looked at. Runs that are there
+already are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -44,10 +46,13 @@ def main() -> None:
     from posology.files import write_json
 
     for corpus in arguments.corpora.split(","):
-        started, rows = time.time(), []
+        started, results = time.time(), HERE / "results" / f"learning_rates-{corpus}.json"
+        rows = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.is_file() else []
         data = prepared(corpus, train=arguments.train, validate=200, test=50)
         for method in arguments.methods.split(","):
             for rate in GRID[method]:
+                if any((row["method"], row["learning_rate"]) == (method, rate) for row in rows):
+                    continue
                 with tempfile.TemporaryDirectory() as folder:
                     run = posology.train(
                         data,
@@ -75,7 +80,7 @@ def main() -> None:
                     }
                 )
                 print(corpus, method, rate, f"{run['validation'][metric]:.4f}", f"{run['seconds']:.0f} s", flush=True)
-                write_json(HERE / "results" / f"learning_rates-{corpus}.json", result(rows, started))
+                write_json(results, result(rows, started))
 
 
 if __name__ == "__main__":
