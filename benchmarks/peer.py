@@ -2,7 +2,7 @@
 
     python benchmarks/peer.py [--corpora ncbi-disease] [--methods lora] [--seeds 1,2]
 
-Both truncate at 128 pieces (Trainer has no windows) and run without dropout, which the two would draw differently:
+Both truncate at 64 pieces (Trainer has no windows) and run without dropout, which the two would draw differently:
 what is compared is whether the same training comes out, not luck. Both use bfloat16 products where the processor has
 them. Entities of the peer are scored by seqeval (strict IOB2), classes by scikit-learn, so its scores do not pass
 through our code. Writes benchmarks/results/peer.json and peer.md. Runs that are there already are not repeated.
@@ -23,7 +23,7 @@ from common import HERE, prepared, result
 CORPORA = {"ncbi-disease": 1000, "chemprot": 1000, "specialty11": 256}
 OVERRIDES = {
     "epochs": 3,
-    "max_length": 128,
+    "max_length": 64,
     "long_text": "truncate",
     "patience": 100,
     "dropout": 0.0,

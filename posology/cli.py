@@ -117,6 +117,9 @@ def predict(
     text: str | None = None,
     id: str | None = None,
     text_pair: str | None = None,
+    encoding: str = "utf-8",
+    quoting: bool = True,
+    drop_empty: bool = False,
     backbone: str | None = None,
     with_text: bool = False,
     overwrite: bool = False,
@@ -130,6 +133,9 @@ def predict(
         text: column of the text; guessed if one is called text, sentence or note.
         id: column of the id; rows are numbered without it.
         text_pair: column of a second text.
+        encoding: of text files.
+        quoting: whether double quotes enclose fields of CSV and TSV.
+        drop_empty: leave out rows without text instead of refusing them.
         backbone: where the backbone is, if not where it was in training.
         with_text: copy the text into the output.
         overwrite: replace `out`.
@@ -143,6 +149,9 @@ def predict(
         text=text,
         id=id,
         text_pair=text_pair,
+        encoding=encoding,
+        quoting=quoting,
+        drop_empty=drop_empty,
         backbone=backbone,
         with_text=with_text,
         overwrite=overwrite,
@@ -245,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(tokens: list[str], *, as_json: bool, debug: bool) -> int:
     try:
         result = app(tokens, exit_on_error=False, print_error=False)
-        if result is not None:
+        if result is not None and tokens:
             _show(tokens[0], result, as_json=as_json)
         return 0
     except (UserError, CycloptsError) as error:

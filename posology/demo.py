@@ -12,6 +12,7 @@ from posology.errors import Interrupted
 from posology.files import check_free
 
 BACKBONES = ("minilm", "minilm:3")
+_MARK = ".posology-demo"
 METHODS = ("full", "lora", "ia3", "head")
 OVERRIDES = {"epochs": 4}
 
@@ -39,11 +40,14 @@ def run(out: Path, *, seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
     from posology.tasks.synthetic import write_demo_tasks
 
     started = time.monotonic()
-    if not overwrite and not (out / "data").is_dir():
-        check_free(out, overwrite=False)
+    mark = out / _MARK
+    if not mark.is_file():
+        check_free(out, marker=_MARK, overwrite=False)
     if overwrite:
-        for part in ("runs", "report"):
+        for part in ("data", "runs", "report"):
             shutil.rmtree(out / part, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    mark.touch()
     folders = write_demo_tasks(out / "data", seed=seed, train=400, test=300, overwrite=True)
     runs: list[dict[str, Any]] = []
     total = len(folders) * len(BACKBONES) * len(METHODS)
@@ -58,7 +62,7 @@ def run(out: Path, *, seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
                     continue
                 try:
                     runs.append(train(data, backbone, method, artifact, overrides=OVERRIDES, seed=seed, overwrite=True))
-                except Interrupted as error:
+                except KeyboardInterrupt as error:
                     raise Interrupted(f"{len(runs)} of {total} runs are in {out}; the same command goes on") from error
     rows = [_row(one) for one in runs]
     page = write_page(out / "report" / "index.html", "Demonstration on generated notes", rows, _NOTES)
@@ -77,10 +81,12 @@ _NOTES = [
 
 def _same(record: dict[str, Any], data: Path, seed: int) -> bool:
     """Whether a finished run is the one wanted: an interrupted one has no test score."""
+    from posology.engine.backbone import load_config, resolve
     from posology.engine.recipe import make_recipe
     from posology.tasks.prepared import PreparedTask
 
-    recipe = make_recipe(record["method"], overrides=OVERRIDES).model_dump(mode="json")
+    width = load_config(resolve(record["backbone"]["name"])).hidden_size
+    recipe = make_recipe(record["method"], overrides=OVERRIDES, width=width).model_dump(mode="json")
     fingerprint = PreparedTask.open(data).fingerprint
     return bool(record["test"]) and (record["task"]["fingerprint"], record["seed"], record["recipe"]) == (
         fingerprint,

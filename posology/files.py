@@ -16,13 +16,14 @@ from posology.errors import UserError
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path, *, needs_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(target: Path, *, marker: str, needs_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty, owner-only folder beside `target` that takes its place when the block succeeds.
 
     If the block raises, the staging folder is removed and `target` is as it was before.
 
     Args:
-        target: the folder to make; may exist only if it is empty or `overwrite` is set.
+        target: the folder to make; may exist only if it is empty, or if it is one of ours and `overwrite` is set.
+        marker: the file that shows that a folder is one of ours.
         needs_bytes: an estimate of what will be written; refused beforehand where the disk has less.
         overwrite: replace an existing folder.
 
@@ -30,7 +31,7 @@ def staged_folder(target: Path, *, needs_bytes: int = 0, overwrite: bool = False
         UserError: `target` is in the way or cannot be made, or the disk is too full.
     """
     target = Path(target)
-    check_free(target, overwrite=overwrite)
+    check_free(target, marker=marker, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target.parent, needs_bytes)
@@ -42,8 +43,13 @@ def staged_folder(target: Path, *, needs_bytes: int = 0, overwrite: bool = False
         if target.is_dir():
             retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
             os.replace(target, retired / "was")
-            os.replace(staging, target)
-            shutil.rmtree(retired, ignore_errors=True)
+            try:
+                os.replace(staging, target)
+            except BaseException:
+                os.replace(retired / "was", target)
+                raise
+            finally:
+                shutil.rmtree(retired, ignore_errors=True)
         else:
             os.replace(staging, target)
     except OSError as error:
@@ -76,13 +82,44 @@ def staged_file(target: Path) -> Iterator[Path]:
         staging.unlink(missing_ok=True)
 
 
-def check_free(target: Path, *, overwrite: bool) -> None:
-    """Raises UserError if `target` is a file, or a folder with content that may not be replaced."""
-    if target.is_dir() and (overwrite or not any(target.iterdir())):
+def check_free(target: Path, *, marker: str, overwrite: bool) -> None:
+    """Raises UserError if `target` cannot become a new folder.
+
+    Args:
+        target: may be empty, or, with `overwrite`, a folder that holds `marker`: nobody loses a folder of notes by it.
+        marker: the file that shows that a folder is one of ours.
+        overwrite: whether a folder of ours may be replaced.
+    """
+    if target.resolve() == Path.cwd():
+        raise UserError("is the folder you are in", "Name a new folder", target)
+    if target.exists() and not target.is_dir():
+        raise UserError("is a file, and --out must be new", "Name another folder", target)
+    if not target.is_dir() or not any(target.iterdir()):
         return
-    if target.exists():
-        kind = "a folder that is not empty" if target.is_dir() else "a file"
-        raise UserError(f"is {kind}, and --out must be new", "Name another folder or add --overwrite", target)
+    if not overwrite:
+        raise UserError(
+            "is a folder that is not empty, and --out must be new", "Name another folder or add --overwrite", target
+        )
+    if not (target / marker).is_file():
+        raise UserError(f"holds no {marker}, so --overwrite does not replace it", "Name another folder", target)
+
+
+def check_writable(target: Path, needs_bytes: int) -> None:
+    """Raises UserError, before long work, where `target` could not be made after it.
+
+    Args:
+        target: a folder or file that does not exist yet.
+        needs_bytes: an estimate of what it will hold.
+    """
+    existing = next(folder for folder in target.absolute().parents if folder.exists())
+    if not existing.is_dir():
+        raise UserError("is a file, where a folder would be needed", "Name another place", existing)
+    check_space(existing, needs_bytes)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise _cannot_write(target, error) from error
 
 
 def check_space(folder: Path, needs_bytes: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _WIDEST = 20
@@ -40,7 +41,9 @@ def _show_scores(console: Console, result: dict[str, Any]) -> None:
     labels = Table("label", "precision", "recall", "f1", "support", box=box.SIMPLE)
     ranked = sorted(result["per_label"].items(), key=lambda item: -item[1]["support"])
     for label, entry in ranked[:_WIDEST]:
-        labels.add_row(label, *(f"{entry[key]:.3f}" for key in ("precision", "recall", "f1")), str(entry["support"]))
+        labels.add_row(
+            escape(label), *(f"{entry[key]:.3f}" for key in ("precision", "recall", "f1")), str(entry["support"])
+        )
     console.print(labels)
     if len(ranked) > _WIDEST:
         console.print(f"({len(ranked) - _WIDEST} rarer labels: --json shows them)", highlight=False)
@@ -64,7 +67,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(escape(_cell(value)) for value in row.values()))
     return table
 
 

@@ -18,6 +18,7 @@ from posology.errors import UserError
 
 TEXT_NAMES = ("text", "sentence", "note")
 LABEL_NAMES = ("label", "class", "category", "target")
+_LONGEST_HEADER, _WORDS_OF_A_HEADER = 40, 3
 _LONGEST_NAME = 100
 """Characters that a column's name, a label, a group or an id may have."""
 
@@ -229,7 +230,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _shown(name: str) -> str:
     """A column's name; where a table has no header, its first line may be a note, which no message shows."""
-    return repr(name) if len(name) <= _LONGEST_NAME else f"(a name of {len(name)} characters)"
+    short = len(name) <= _LONGEST_HEADER and len(name.split()) <= _WORDS_OF_A_HEADER
+    return repr(name) if short else f"(a name of {len(name)} characters)"
 
 
 def _text(values: Mapping[str, Any], column: str | None, place: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from posology.engine import quiet  # noqa: F401  (before transformers)
 
 # isort: split
 import torch
-from safetensors import SafetensorError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from posology import files
 from posology.engine.architectures import architecture_of
@@ -43,7 +46,7 @@ def save(out: Path, adapted: Adapted, source: Source, record: dict[str, Any], *,
         UserError: the folder cannot be written.
     """
     storage = METHODS[adapted.method].storage
-    with staged_folder(out, needs_bytes=_bytes(adapted), overwrite=overwrite) as folder:
+    with staged_folder(out, marker=RECORD, needs_bytes=_bytes(adapted), overwrite=overwrite) as folder:
         if storage == "model":
             adapted.base.save_pretrained(folder)
             load_tokenizer(source).save_pretrained(folder)
@@ -55,13 +58,19 @@ def save(out: Path, adapted: Adapted, source: Source, record: dict[str, Any], *,
             tensors = {name: weight.detach().cpu().contiguous() for name, weight in adapted.trainable().items()}
             save_file(tensors, folder / _WEIGHTS)
         record["adapter_bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+        update(folder, record)
 
 
-def check_space(out: Path, adapted: Adapted) -> None:
-    """Raises UserError, before any training, where the disk has no room for the artifact."""
-    files.check_space(next(folder for folder in out.absolute().parents if folder.is_dir()), _bytes(adapted))
+def update(folder: Path, record: dict[str, Any]) -> None:
+    """Writes what an artifact says of itself: `posology.json` and the model card."""
+    write_json(folder / RECORD, record)
+    with files.staged_file(folder / "README.md") as staging:
+        staging.write_text(model_card(record), encoding="utf-8")
+
+
+def check_writable(out: Path, adapted: Adapted) -> None:
+    """Raises UserError, before any training, where the artifact could not be written after it."""
+    files.check_writable(out, _bytes(adapted))
 
 
 def _bytes(adapted: Adapted) -> int:
@@ -79,8 +88,13 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         raise UserError(f"is no artifact: it has no {RECORD}", "Give a folder that `posology train` wrote", folder)
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        record["backbone"]["name"], record["labels"], record["kind"], record["recipe"], record["method"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        wanted = ("backbone", "labels", "kind", "recipe", "method", "head", "virtual_tokens", "task", "test")
+        if missing := [key for key in wanted if key not in record]:
+            raise KeyError(missing[0])
+        Recipe(**record["recipe"])
+        if record["method"] not in METHODS:
+            raise UserError(f"has the method {record['method']!r}", "Update Posology", path)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
         raise UserError("is damaged", "Copy the artifact again or train anew", path) from error
     return record
 
@@ -104,47 +118,94 @@ def load(folder: Path | str, *, task: PreparedTask | None = None, backbone: str 
     kind, labels, method = record["kind"], tuple(record["labels"]), record["method"]
     recipe = Recipe(**record["recipe"])
     storage = METHODS[method].storage if method in METHODS else "peft"
-    expected = record["backbone"].get("sha256")
-    source = resolve(str(folder)) if storage == "model" else _find_backbone(record, backbone)
-    if storage != "model" and expected and source.fingerprint != expected:
+    mean = record.get("pooling") == "mean"
+    source = Source(str(folder), folder) if storage == "model" else _find_backbone(folder, record, backbone)
+    precision = decide(recipe.precision)
+    base, _ = load_model(source, kind, outputs_of(kind, labels), recipe, mean=mean, tuned=storage == "model")
+    base.requires_grad_(False)
+    # PEFT lists the names that heads have anywhere; those that this model lacks are not meant.
+    head = tuple(name for name in record["head"] if hasattr(base, name.partition(".")[0]))
+    module: torch.nn.Module = base
+    try:
+        if storage == "peft":
+            module = _load_adapter(base, folder, head)
+        elif storage == "weights":
+            _load_weights(base, folder, head, biases=method == "bitfit")
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        why = str(error) if isinstance(error, _Incomplete) else type(error).__name__
+        raise UserError(
+            f"its adapter cannot be loaded ({why})", "Copy the artifact again or train anew", folder
+        ) from error
+    architecture = architecture_of(base.config)
+    adapted = Adapted(base, module, architecture, method, kind, head, pooling_of(architecture, kind, mean))
+    finish(adapted, precision.attention)
+    module.eval().to(precision.device)
+    encoder = Encoder(load_tokenizer(source), base.config, recipe, kind, record["virtual_tokens"])
+    return Predictor(adapted, encoder, labels, precision, bool(record.get("text_pair")))
+
+
+class _Incomplete(ValueError):
+    """A file of weights lacks some that the model needs; its message names one."""
+
+
+def _load_adapter(base: PreTrainedModel, folder: Path, head: tuple[str, ...]) -> torch.nn.Module:
+    """PEFT's model around `base`. PEFT itself only warns of weights that are missing, and leaves them random."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as stream:
+        saved = set(stream.keys())
+    module = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+    needed = set(get_peft_model_state_dict(module, save_embedding_layers=False))
+    if needed - saved:
+        raise _Incomplete(f"{min(needed - saved)} is missing")
+    for name in head or ("head",):
+        if not any(f".{name}." in f".{key}" for key in saved):
+            raise _Incomplete(f"it holds no weights for {name}")
+    return module
+
+
+def _load_weights(base: PreTrainedModel, folder: Path, head: tuple[str, ...], *, biases: bool) -> None:
+    """Puts tuned tensors into `base`."""
+    saved = load_file(folder / _WEIGHTS)
+    marks = tuple(f"{name}." for name in head)
+    needed = {
+        name for name, _ in base.named_parameters() if name.startswith(marks) or (biases and name.endswith(".bias"))
+    }
+    if needed ^ set(saved):
+        raise _Incomplete(f"{min(needed ^ set(saved))} is missing or not expected")
+    base.load_state_dict(saved, strict=False)
+
+
+def _find_backbone(folder: Path, record: dict[str, Any], given: str | None) -> Source:
+    known = record["backbone"]
+    layers = known.get("layers")
+    if given is None:
+        try:
+            source = resolve(known.get("folder") or known["name"])
+        except UserError as error:
+            raise UserError(
+                f"its backbone {known['name']} is not where it was in training ({error.problem})",
+                "Name it with --backbone",
+                folder,
+            ) from error
+        source = dataclasses.replace(source, layers=layers)
+    else:
+        source = resolve(given)
+        if layers is not None and source.layers is None:
+            source = dataclasses.replace(source, layers=layers)
+    if source.layers != layers:
+        raise UserError(
+            f"was trained on {layers or 'all'} layers, not {source.layers}",
+            "Name the same backbone (--backbone)",
+            folder,
+        )
+    if known.get("sha256") and source.fingerprint != known["sha256"]:
         raise UserError(
             f"was trained on other weights than those in {source.folder}",
             "Name the backbone it was trained on (--backbone)",
             folder,
         )
-    precision = decide(recipe.precision)
-    base, _ = load_model(source, kind, outputs_of(kind, labels), recipe, seed=0)
-    base.requires_grad_(False)
-    module: torch.nn.Module = base
-    try:
-        if storage == "peft":
-            from peft import PeftModel
-
-            module = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
-        elif storage == "weights":
-            _, unexpected = base.load_state_dict(load_file(folder / _WEIGHTS), strict=False)
-            if unexpected:
-                raise ValueError(f"unexpected {unexpected[0]}")
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"its adapter cannot be loaded ({type(error).__name__})", "Copy the artifact again or train anew", folder
-        ) from error
-    # PEFT lists the names that heads have anywhere; those that this model lacks are not meant.
-    head = tuple(name for name in record["head"] if hasattr(base, name.partition(".")[0]))
-    architecture = architecture_of(base.config)
-    pooling = pooling_of(architecture, kind, record.get("pooling") == "mean")
-    adapted = Adapted(base, module, architecture, method, kind, head, pooling)
-    finish(adapted, precision.attention)
-    module.eval().to(precision.device)
-    encoder = Encoder(load_tokenizer(source), base.config, recipe, kind, record["virtual_tokens"])
-    return Predictor(adapted, encoder, labels, precision)
-
-
-def _find_backbone(record: dict[str, Any], given: str | None) -> Source:
-    if given is not None:
-        layers = record["backbone"].get("layers")
-        return resolve(given if layers is None or ":" in given else f"{given}:{layers}")
-    return resolve(record["backbone"]["name"])
+    return source
 
 
 def _foreign_record(folder: Path, task: PreparedTask | None) -> dict[str, Any]:
@@ -159,7 +220,7 @@ def _foreign_record(folder: Path, task: PreparedTask | None) -> dict[str, Any]:
     if task is None:
         raise UserError(
             "was made by PEFT alone and does not say what its outputs mean",
-            "Name the prepared task that it was trained on (--data)",
+            "Score it with `posology evaluate` on the task it was trained on, or train with Posology",
             folder,
         )
     if config.get("task_type") not in (None, TASK_TYPES[task.kind]):

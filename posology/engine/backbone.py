@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from posology.catalog import Backbone, backbones, find
-from posology.engine.architectures import Architecture, architecture_of
+from posology.engine.architectures import architecture_of
 from posology.engine.recipe import Recipe
 from posology.errors import UserError
 from posology.files import sha256
@@ -58,6 +58,13 @@ class Source:
     hub_id: str | None = None
     family: str | None = None
 
+    @property
+    def title(self) -> str:
+        """What artifacts call it: a folder's own name, not the path to it."""
+        if self.hub_id is not None:
+            return self.name
+        return self.folder.name + (f":{self.layers}" if self.layers else "")
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the weight files, in the order of their names."""
@@ -81,10 +88,11 @@ def resolve(name: str) -> Source:
         layers = int(count)
     hub_id, family = None, None
     entry = find(stem)
-    if Path(stem).is_dir():
-        folder = Path(stem)
-    elif entry is not None:
+    # A folder of a catalogue name needs a slash (./minilm), so that a run's output never takes a backbone's place.
+    if entry is not None:
         folder, hub_id, family = _folder_of(entry), entry.hub_id, entry.family
+    elif Path(stem).is_dir():
+        folder = Path(stem)
     elif "/" in stem and not stem.startswith((".", "/", "~")) and stem.count("/") == 1:
         folder, hub_id = _cached(stem, stem), stem
     else:
@@ -137,13 +145,30 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         raise UserError("has only a slow tokenizer", "Save it with tokenizer.json (a fast tokenizer)", source.folder)
     tokenizer.backend_tokenizer.no_truncation()  # all-MiniLM's file cuts at 128 pieces and pads to them
     tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.encode_special_tokens = True  # "[SEP]" in a note is text
     return tokenizer
 
 
 def load_model(
-    source: Source, kind: str, labels: Sequence[str], recipe: Recipe, seed: int
+    source: Source,
+    kind: str,
+    labels: Sequence[str],
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    mean: bool = False,
+    tuned: bool = False,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """A task model: the backbone's weights in float32 and a new head drawn from `seed`.
+    """A task model: the backbone's weights in float32 and a head.
+
+    Args:
+        source: where the weights are.
+        kind: of the task.
+        labels: names of the outputs.
+        recipe: sets dropout and pooling.
+        seed: of the head, which is new even where the folder holds one for another task.
+        mean: pool by the mean, for architectures whose configuration can say so (ModernBERT).
+        tuned: the folder is a tuned model, whose head is kept.
 
     Returns:
         The model, and the names of modules outside the head that the checkpoint had no weights for.
@@ -157,6 +182,8 @@ def load_model(
     _set_dropout(config, recipe)
     if config.pad_token_id is None:  # Llama: padding is masked, any id does
         config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
+    if hasattr(config, "classifier_pooling") and (mean or recipe.pooling == "first"):
+        config.classifier_pooling = "mean" if mean else "cls"
     torch.manual_seed(seed)
     try:
         model, report = _AUTO[kind].from_pretrained(
@@ -166,31 +193,56 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=False,
+            ignore_mismatched_sizes=not tuned,
             output_loading_info=True,
         )
+    except MemoryError:
+        raise
     except Exception as error:  # safetensors and transformers raise many kinds here
-        raise UserError(
-            f"its weights cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]})",
-            "Fetch or copy the model again; model.safetensors must be whole and fit config.json",
-            source.folder,
-        ) from error
-    architecture = architecture_of(config)
-    return model, _new_modules(model, architecture, kind, report["missing_keys"], source)
+        raise _unloadable(source, f"{type(error).__name__}: {_first_line(error)}") from error
+    heads = tuple(f"{name}." for name in architecture_of(config).head[kind])
+    wrong = [key for key, *_ in report["mismatched_keys"] if not key.startswith(heads)]
+    if wrong:
+        raise _unloadable(source, f"{wrong[0]} has another shape than config.json says")
+    missing = set(report["missing_keys"])
+    if tuned and missing:
+        raise _unloadable(source, f"{min(missing)} is missing")
+    output = heads[-1]  # ModernBERT's checkpoints hold the first part of a head, but not its outputs
+    if not tuned and not any(key.startswith(output) for key in missing):
+        _draw_head(model, architecture_of(config).head[kind], seed)
+    return model, _new_modules(model, [key for key in missing if not key.startswith(heads)], source)
 
 
-def _new_modules(
-    model: PreTrainedModel, architecture: Architecture, kind: str, missing: Sequence[str], source: Source
-) -> tuple[str, ...]:
-    outside_head = [key for key in missing if not any(key.startswith(f"{name}.") for name in architecture.head[kind])]
-    modules = tuple(dict.fromkeys(key.rpartition(".")[0] for key in outside_head))
-    depth = model.config.num_hidden_layers
-    if len(modules) > max(4, depth):
-        raise UserError(
-            f"its weights fit the architecture badly: {len(modules)} modules are missing, such as {modules[0]}",
-            "Check that config.json belongs to these weights",
-            source.folder,
-        )
+def _draw_head(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
+    """Draws a head anew where the checkpoint brought one for another task."""
+    torch.manual_seed(seed)
+    for name in names:
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+                if module.bias is not None:
+                    torch.nn.init.zeros_(module.bias)
+            elif isinstance(module, torch.nn.LayerNorm):
+                module.reset_parameters()
+
+
+def _unloadable(source: Source, why: str) -> UserError:
+    return UserError(
+        f"its weights cannot be loaded ({why})",
+        "Fetch or copy the model again; model.safetensors must be whole and fit config.json",
+        source.folder,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+def _new_modules(model: PreTrainedModel, missing: Sequence[str], source: Source) -> tuple[str, ...]:
+    """Modules of the backbone that the checkpoint has no weights for: a pooler, but hardly more."""
+    modules = tuple(sorted({key.rpartition(".")[0] for key in missing}))
+    if len(modules) > max(4, model.config.num_hidden_layers):
+        raise _unloadable(source, f"{len(modules)} modules have none, such as {modules[0]}")
     return modules
 
 
@@ -261,7 +313,7 @@ def _config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise UserError(
-            f"its config.json cannot be read ({str(error).splitlines()[0][:160]})",
+            f"its config.json cannot be read ({_first_line(error)})",
             "Copy it again; models that need code of their own (trust_remote_code) are not supported",
             folder,
         ) from error

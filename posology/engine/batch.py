@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from posology.engine.encode import Encoded, Window
+from posology.engine.encode import Window
 
 
 @dataclass
@@ -36,20 +36,17 @@ class Batch:
         return int(self.inputs["attention_mask"].sum())
 
 
-def collate(encoded: Encoded, documents: Sequence[int], padding: int, device: torch.device | str = "cpu") -> Batch:
-    """Pads the windows of some documents on the right.
+def collate(windows: Sequence[Window], padding: int, device: torch.device | str = "cpu") -> Batch:
+    """Pads windows on the right.
 
     Args:
-        encoded: the corpus.
-        documents: which of its documents.
+        windows: of one document or of several.
         padding: the id that fills; always masked.
         device: where the tensors go.
     """
-    windows: list[Window] = []
-    owner: list[int] = []
-    for row, document in enumerate(documents):
-        windows += encoded.windows[document]
-        owner += [row] * len(encoded.windows[document])
+    documents = list(dict.fromkeys(window.document for window in windows))
+    row_of = {document: row for row, document in enumerate(documents)}
+    owner = [row_of[window.document] for window in windows]
     length = max(len(window.ids) for window in windows)
     ids = np.full((len(windows), length), padding, np.int64)
     mask = np.zeros((len(windows), length), np.int64)
@@ -63,37 +60,33 @@ def collate(encoded: Encoded, documents: Sequence[int], padding: int, device: to
     if types.any():
         inputs["token_type_ids"] = types
     counts = [len(window.words) for window in windows]
-    words = np.concatenate([window.words for window in windows])
     return Batch(
         {name: torch.from_numpy(value).to(device) for name, value in inputs.items()},
-        np.asarray(documents),
+        np.array(documents),
         torch.tensor(owner, device=device),
         torch.from_numpy(np.repeat(np.arange(len(windows)), counts)).to(device),
         torch.from_numpy(np.concatenate([window.columns for window in windows])).to(device),
-        np.stack([np.repeat(owner, counts), words], axis=1),
+        np.stack([np.repeat(owner, counts), np.concatenate([window.words for window in windows])], axis=1),
     )
 
 
-def cut(lengths: np.ndarray, windows: np.ndarray, documents: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Cuts documents into groups of like lengths whose padded windows stay within a budget of tokens.
-
-    All windows of a document stay together, since its logits are their mean; a document that is over the budget
-    alone makes a group of its own.
+def cut(units: Sequence[Sequence[Window]], token_budget: int) -> Iterator[list[Window]]:
+    """Cuts windows into groups of like lengths whose padded size stays within a budget of tokens.
 
     Args:
-        lengths: for each document of the corpus its longest window.
-        windows: for each document its number of windows.
-        documents: those to cut.
+        units: windows that must stay together, such as all of a document whose logits are their mean. A unit that is
+            over the budget alone makes a group of its own.
         token_budget: windows x length of a group, at most.
     """
-    group: list[int] = []
-    rows = 0
-    for document in sorted(documents, key=lambda document: -lengths[document]):
-        if group and (rows + windows[document]) * lengths[group[0]] > token_budget:
+    lengths = [max(len(window.ids) for window in unit) for unit in units]
+    group: list[Window] = []
+    longest = 0
+    for index in sorted(range(len(units)), key=lambda index: -lengths[index]):
+        if group and (len(group) + len(units[index])) * longest > token_budget:
             yield group
-            group, rows = [], 0
-        group.append(document)
-        rows += windows[document]
+            group = []
+        longest = longest if group else lengths[index]
+        group += units[index]
     if group:
         yield group
 

@@ -86,10 +86,6 @@ class Encoded:
         """The share of all pieces that the model gets to see."""
         return float(self.covered.sum() / self.pieces.sum()) if self.pieces.sum() else 1.0
 
-    def lengths(self) -> np.ndarray:
-        """For each document the length of its longest window."""
-        return np.array([max(len(window.ids) for window in windows) for windows in self.windows])
-
 
 class Encoder:
     """Cuts documents into windows for one backbone and recipe.
@@ -132,7 +128,7 @@ class Encoder:
         windows, pieces, covered = [], np.zeros(len(documents), int), np.zeros(len(documents), int)
         tokenise = self._words if self._kind == "token-classification" else self._texts
         for index, (ids, firsts, second) in enumerate(tokenise(documents)):
-            room = self._room(second)
+            room = self._room(len(ids), second)
             spans = self._spans(len(ids), room)
             kept_second = second[: max(0, self._capacity_of_pair() - room)] if second is not None else None
             windows.append([self._window(index, ids, span, firsts, spans, kept_second) for span in spans])
@@ -177,17 +173,17 @@ class Encoder:
         frame = self._frame
         return self.max_length - len(frame.before) - len(frame.between) - len(frame.after_pair)
 
-    def _room(self, second: np.ndarray | None) -> int:
-        """Pieces of the first text per window; the second is kept whole up to half of the window."""
+    def _room(self, first: int, second: np.ndarray | None) -> int:
+        """Pieces of the first text per window; the second has half of the window, or what a short first text leaves."""
         if second is None:
             return self._capacity
         both = self._capacity_of_pair()
-        return both - min(len(second), both // 2)
+        return both - min(len(second), max(both // 2, both - first))
 
     def _spans(self, count: int, room: int) -> list[tuple[int, int]]:
         if count <= room or self._recipe.long_text == "truncate":
             return [(0, min(count, room))]
-        step = max(1, room - self._recipe.overlap)
+        step = room - min(self._recipe.overlap, room // 2)  # the second text of a pair may leave little room
         starts = [*range(0, count - room, step), count - room]  # the last window is a full one
         return [(start, start + room) for start in starts]
 

@@ -14,7 +14,7 @@ from transformers import get_constant_schedule_with_warmup, get_linear_schedule_
 
 from posology import console
 from posology.engine.batch import Batch, batches, collate, cut
-from posology.engine.encode import Encoded
+from posology.engine.encode import Encoded, Window
 from posology.engine.methods import Adapted
 from posology.engine.precision import Precision
 from posology.engine.predictor import pool
@@ -38,7 +38,7 @@ class Fit:
         evaluation_seconds: wall clock of the evaluations.
         documents: documents trained on, repetitions included.
         tokens: real pieces trained on, repetitions included.
-        stopped: why training ended: `epochs`, `patience`, `seconds` or `interrupted`.
+        stopped: why training ended: `epochs`, `patience`, `seconds`, `diverged` or `interrupted`.
     """
 
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -92,7 +92,11 @@ def fit(
                         break
                 begin = time.perf_counter()
                 score = validate()
-                score = -math.inf if math.isnan(score) else score  # an undefined metric is never the best
+                if math.isnan(score):
+                    raise UserError(
+                        "the metric that chooses the checkpoint is undefined on the validation split",
+                        "Prepare the task with another --metric, or with a validation split that has every class",
+                    )
                 result.evaluation_seconds += time.perf_counter() - begin
                 result.evaluations.append(
                     {
@@ -115,9 +119,18 @@ def fit(
                     break
     except KeyboardInterrupt:
         result.stopped = "interrupted"
+    except Diverged as error:
+        if kept is None:
+            raise
+        console.say(f"{error} The best state before that is kept.")
+        result.stopped = "diverged"
     if kept is not None:
         trainer.restore(kept)
     return result
+
+
+class Diverged(UserError):
+    """The loss is no longer a finite number."""
 
 
 class _Trainer:
@@ -135,11 +148,10 @@ class _Trainer:
         self._adapted, self._encoded, self._targets = adapted, encoded, targets
         self._recipe, self._precision = recipe, precision
         self._weights = adapted.trainable()
-        self._lengths = encoded.lengths()
-        self._windows = np.array([len(windows) for windows in encoded.windows])
         self._class_weights = self._balance() if recipe.class_weights == "balanced" else None
         steps = math.ceil(len(targets) / recipe.batch_size) * recipe.epochs
-        warmup = math.ceil(steps * recipe.warmup)
+        # A warm-up begins at a rate of zero; where it is shorter than one step there is none.
+        warmup = math.ceil(steps * recipe.warmup) if steps * recipe.warmup >= 1 else 0
         self._optimiser = torch.optim.AdamW(
             parameter_groups(self._weights, recipe.weight_decay), lr=recipe.learning_rate, fused=True
         )
@@ -157,8 +169,8 @@ class _Trainer:
         adapted.module.train()
         scale = self._scale(documents)
         total = 0.0
-        for group in cut(self._lengths, self._windows, [int(document) for document in documents], TOKEN_BUDGET):
-            batch = collate(self._encoded, group, adapted.base.config.pad_token_id, self._precision.device)
+        for group in cut(self._units(documents), TOKEN_BUDGET):
+            batch = collate(group, adapted.base.config.pad_token_id, self._precision.device)
             counted.tokens += batch.tokens
             with self._precision.autocast():
                 logits = adapted.logits(batch.inputs)
@@ -166,7 +178,7 @@ class _Trainer:
             loss.backward()
             total += loss.item()
         if not math.isfinite(total):
-            raise UserError(
+            raise Diverged(
                 f"training diverged: the loss is {total} at step {self.steps + 1}",
                 f"Lower the learning rate (--set learning_rate={self._recipe.learning_rate / 10:g})",
             )
@@ -188,6 +200,13 @@ class _Trainer:
             wanted = np.array([self._targets[batch.documents[row]][word] for row, word in batch.words], np.int64)
         goal = torch.as_tensor(wanted, dtype=torch.long, device=logits.device)
         return functional.cross_entropy(logits, goal, weight=self._class_weights, reduction="sum")
+
+    def _units(self, documents: np.ndarray) -> list[list[Window]]:
+        """Windows that must be in one micro-batch: of a classified document all, since its logits are their mean."""
+        own = [self._encoded.windows[document] for document in documents]
+        if self._adapted.kind == "sequence-classification":
+            return own
+        return [[window] for windows in own for window in windows]
 
     def state(self) -> dict[str, torch.Tensor]:
         """A copy of all trained weights."""

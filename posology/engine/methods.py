@@ -83,6 +83,8 @@ def check(method: str, architecture: Architecture, recipe: Recipe) -> None:
         )
     if recipe.top_layers is not None and method not in _BY_LAYER:
         raise UserError(f"works with {', '.join(_BY_LAYER)}, not with {method}", "Leave it out", "top_layers")
+    if recipe.pooling == "mean" and architecture.pooling == "last":
+        raise UserError(f"{architecture.name} classifies by the last token", "Leave it out", "pooling=mean")
     if recipe.top_layers is not None and architecture.shared_layers:
         raise UserError(f"the layers of {architecture.name} share their weights", "Leave it out", "top_layers")
 
@@ -96,8 +98,6 @@ class Adapted:
         module: what holds the parameters: `base`, or the PEFT model around it.
         architecture, method, kind: what it is made of.
         head: names, in `base`, of the modules that are trained beside the method's own parameters.
-        pooling: what a sequence classifier reads: `first`, `mean` or `last`.
-        backbone_parameters: how many parameters the backbone had before an adapter was added.
         pooling: what a sequence classifier reads: `first`, `mean` or `last`.
         backbone_parameters: how many parameters the backbone had before an adapter was added.
     """
@@ -245,7 +245,7 @@ def adapt(
 def finish(adapted: Adapted, attention: str = "sdpa") -> None:
     """What every adapted model needs after it is built or loaded: its attention, and a head in full precision."""
     adapted.base.set_attn_implementation(virtual.PREFIX_ATTENTION if adapted.method == "prefix" else attention)
-    if adapted.pooling == "mean":
+    if adapted.pooling == "mean" and not hasattr(adapted.base.config, "classifier_pooling"):
         adapted.read_mean()
     for name in adapted.head:
         for module in _leaves(adapted.base.get_submodule(name)):

@@ -42,7 +42,11 @@ def decide(wanted: str = "auto") -> Precision:
         UserError: bfloat16 on a GPU that does not have it.
     """
     if torch.cuda.is_available():
-        device, native, what = torch.device("cuda"), torch.cuda.is_bf16_supported(), torch.cuda.get_device_name()
+        device, native, what = (
+            torch.device("cuda"),
+            torch.cuda.is_bf16_supported(including_emulation=False),
+            torch.cuda.get_device_name(),
+        )
     else:
         device, native, what = torch.device("cpu"), multiplies_bf16_natively(), "this processor"
     if wanted == "fp32":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from posology.engine import artifact
 from posology.engine.decode import softmax
 from posology.engine.predictor import Predictor
 from posology.errors import UserError
-from posology.files import staged_file
+from posology.files import check_writable, staged_file
 
 _INPUTS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _OUTPUTS = (".jsonl", ".csv", ".parquet")
@@ -33,6 +34,9 @@ def predict(
     text: str | None = None,
     id: str | None = None,
     text_pair: str | None = None,
+    encoding: str = "utf-8",
+    quoting: bool = True,
+    drop_empty: bool = False,
     backbone: str | None = None,
     with_text: bool = False,
     overwrite: bool = False,
@@ -50,6 +54,9 @@ def predict(
         text: column of the text; guessed where only one is called text, sentence or note.
         id: column of the id; rows are numbered without it. In a folder the file's name is the id.
         text_pair: column of a second text.
+        encoding: of text files.
+        quoting: whether double quotes enclose fields of CSV and TSV.
+        drop_empty: leave out rows without text instead of refusing them.
         backbone: where the backbone is, if not where it was in training.
         with_text: copy the text into the output.
         overwrite: replace `out`.
@@ -65,8 +72,14 @@ def predict(
         raise UserError(f"has the ending {out.suffix!r}", f"Give a name that ends in {', '.join(_OUTPUTS)}", out)
     if out.exists() and not overwrite:
         raise UserError("exists", "Name another file or add --overwrite", out)
+    source = Path(source)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError("is the input", "Name another file for the answers", out)
+    check_writable(out, 0)
+    columns = tabular.Columns(text=text, id=id, text_pair=text_pair)
+    documents = read_inputs(source, columns, encoding=encoding, quoting=quoting, drop_empty=drop_empty)
     predictor = artifact.load(folder, backbone=backbone)
-    documents = read_inputs(Path(source), tabular.Columns(text=text, id=id, text_pair=text_pair))
+    _check_pairs(predictor, documents, folder)
     rows, coverage = answer(predictor, documents)
     if with_text:
         for row, document in zip(rows, documents, strict=True):
@@ -78,6 +91,17 @@ def predict(
             found[label] += 1
     console.say(f"{len(rows):,} documents, {coverage:.1%} of their text read")
     return {"out": str(out), "documents": len(rows), "coverage": coverage, "found": found}
+
+
+def _check_pairs(predictor: Predictor, documents: Sequence[Document], folder: Path | str) -> None:
+    paired = any(document.text_pair is not None for document in documents)
+    if paired != predictor.text_pair:
+        found, wanted = ("pairs", "single texts") if paired else ("single texts", "pairs")
+        raise UserError(
+            f"was trained on {wanted}, and the input has {found}",
+            "Name, or leave out, the column with --text-pair",
+            folder,
+        )
 
 
 def answer(predictor: Predictor, documents: Sequence[Document]) -> tuple[list[dict[str, Any]], float]:
@@ -107,7 +131,9 @@ def answer(predictor: Predictor, documents: Sequence[Document]) -> tuple[list[di
     return rows, encoded.coverage
 
 
-def read_inputs(source: Path, columns: tabular.Columns) -> list[Document]:
+def read_inputs(
+    source: Path, columns: tabular.Columns, *, encoding: str = "utf-8", quoting: bool = True, drop_empty: bool = False
+) -> list[Document]:
     """Unlabelled documents of a table or of a folder of .txt files.
 
     Raises:
@@ -117,7 +143,7 @@ def read_inputs(source: Path, columns: tabular.Columns) -> list[Document]:
         paths = sorted(source.glob("*.txt"))
         if not paths:
             raise UserError("has no .txt files", "Give a folder of .txt files, or a table", source)
-        return [Document(id=path.stem, text=read_text(path), place=str(path)) for path in paths]
+        return [Document(id=path.stem, text=read_text(path, encoding), place=str(path)) for path in paths]
     if not source.is_file():
         raise UserError("does not exist", "Check the path", source)
     bare = source.with_suffix("") if source.suffix == ".gz" else source
@@ -125,14 +151,15 @@ def read_inputs(source: Path, columns: tabular.Columns) -> list[Document]:
         raise UserError(
             f"has the ending {bare.suffix!r}", f"Give one of {', '.join(_INPUTS)}, or a folder of .txt files", source
         )
-    records = tabular.read_records(source, _INPUTS[bare.suffix])
+    records = tabular.read_records(source, _INPUTS[bare.suffix], quoting=quoting, encoding=encoding)
     known = tabular.resolve(columns, records, needs_label=False, place=source)
-    return list(tabular.documents(records, known, name=bare.stem))
+    found = list(tabular.documents(records, known, name=bare.stem, drop_empty=drop_empty))
+    if not found:
+        raise UserError("has no row with text", "Give a file with at least one document", source)
+    return found
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    import json
-
     with staged_file(out) as staging:
         if out.suffix == ".jsonl":
             with open(staging, "w", encoding="utf-8") as stream:

@@ -16,6 +16,7 @@ from posology.engine.decode import entities, softmax, tags_of
 from posology.engine.encode import Encoded, Encoder
 from posology.engine.methods import Adapted
 from posology.engine.precision import Precision
+from posology.errors import UserError
 from posology.evaluation import metrics, statistics
 
 TOKEN_BUDGET = 2048
@@ -31,12 +32,14 @@ class Predictor:
         encoder: cuts documents into windows.
         labels: classes, or entity types.
         precision: device and type of its products.
+        text_pair: whether it was trained on pairs of texts.
     """
 
     adapted: Adapted
     encoder: Encoder
     labels: tuple[str, ...]
     precision: Precision
+    text_pair: bool = False
 
     @property
     def kind(self) -> str:
@@ -51,27 +54,33 @@ class Predictor:
         """
         adapted = self.adapted
         adapted.module.eval()
-        lengths, counts = encoded.lengths(), np.array([len(windows) for windows in encoded.windows])
-        words = [sum(len(window.words) for window in windows) for windows in encoded.windows]
-        results: list[np.ndarray | None] = [None] * len(counts)
-        with console.progress(description, len(counts)) as advance, self.precision.autocast():
-            for group in cut(lengths, counts, range(len(counts)), TOKEN_BUDGET):
-                batch = collate(encoded, group, adapted.base.config.pad_token_id, self.precision.device)
+        windows = [window for own in encoded.windows for window in own]
+        outputs = adapted.base.config.num_labels
+        if self.kind == "sequence-classification":
+            results = [np.zeros(outputs, np.float32) for _ in encoded.windows]
+        else:
+            last = [max((int(window.words.max(initial=-1)) for window in own), default=-1) for own in encoded.windows]
+            results = [np.full((word + 1, outputs), np.nan, np.float32) for word in last]
+        with console.progress(description, len(windows)) as advance, self.precision.autocast():
+            for group in cut([[window] for window in windows], TOKEN_BUDGET):
+                batch = collate(group, adapted.base.config.pad_token_id, self.precision.device)
                 output = adapted.logits(batch.inputs)
+                if self.kind == "token-classification":
+                    output = output[batch.rows, batch.columns]
+                values = output.cpu().numpy()
+                if not np.isfinite(values).all():
+                    raise UserError(
+                        "the model's answers are not finite numbers", "Train it anew at a lower learning rate"
+                    )
                 if self.kind == "sequence-classification":
-                    rows = pool(output, batch.owner, len(group)).cpu().numpy()
-                    for document, row in zip(group, rows, strict=True):
-                        results[document] = row
+                    for window, row in zip(group, values, strict=True):
+                        results[window.document] += row / len(encoded.windows[window.document])
                 else:
-                    rows = output[batch.rows, batch.columns].cpu().numpy()
-                    for row, document in enumerate(group):
+                    for row, document in enumerate(batch.documents):
                         own = batch.words[:, 0] == row
-                        last = int(batch.words[own, 1].max(initial=-1)) + 1
-                        values = np.full((max(last, words[document]), rows.shape[1]), np.nan, np.float32)
-                        values[batch.words[own, 1]] = rows[own]
-                        results[document] = values
+                        results[document][batch.words[own, 1]] = values[own]
                 advance(len(group))
-        return [result for result in results if result is not None]
+        return results
 
     def spans(
         self, documents: Sequence[Document], logits: Sequence[np.ndarray]
@@ -132,8 +141,6 @@ def outputs_of(kind: str, labels: Sequence[str]) -> list[str]:
 
 def pool(logits: torch.Tensor, owner: torch.Tensor, documents: int) -> torch.Tensor:
     """Logits of documents from logits of their windows: the mean. (windows, classes) -> (documents, classes)."""
-    if len(owner) == documents:
-        return logits[torch.argsort(owner)]
     sums = torch.zeros(documents, logits.shape[1], dtype=logits.dtype, device=logits.device)
     counts = torch.bincount(owner, minlength=documents).to(logits.dtype)
     return sums.index_add(0, owner, logits) / counts[:, None]

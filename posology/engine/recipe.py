@@ -6,7 +6,7 @@ import difflib
 import functools
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -64,7 +64,7 @@ class Recipe(BaseModel):
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=8, gt=0)
     adapter_dropout: float = Field(default=0.1, ge=0, lt=1)
-    targets: Literal["default", "all"] | tuple[str, ...] = "default"
+    targets: Literal["default", "all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "default"
     virtual_tokens: int = Field(default=10, ge=1)
     encoder_width: int = Field(default=128, ge=1)
     top_layers: int | None = Field(default=None, ge=1)

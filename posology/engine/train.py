@@ -67,15 +67,17 @@ def train(
         Interrupted: stopped by the user; the artifact holds the best state so far, without a test score.
     """
     out = Path(out)
-    check_free(out, overwrite=overwrite)
+    check_free(out, marker=artifact.RECORD, overwrite=overwrite)
     task = PreparedTask.open(data)
     source = resolve(backbone)
     check_method(method)
     chosen = make_recipe(method, recipe, overrides, width=load_config(source).hidden_size)
     predictor = _build(task, source, method, chosen, seed)
-    artifact.check_space(out, predictor.adapted)
+    artifact.check_writable(out, predictor.adapted)
 
     training, validation = task.documents("train"), task.documents("validation")
+    _check_budgets(seed, max_seconds)
+    _check_metric(task, validation)
     if shots is not None:
         training = few(training, shots, seed)
     encoded, encoded_validation = predictor.encoder.encode(training), predictor.encoder.encode(validation)
@@ -106,8 +108,11 @@ def train(
         "training": _training(result, len(training)),
         "validation": clean(scores[result.best]) if result.best is not None else None,
         "coverage": {"train": encoded.coverage, "validation": encoded_validation.coverage},
+        "text_pair": any(document.text_pair is not None for document in training),
         "test": None,
     }
+    # Written before the test, so that nothing that happens there costs the training.
+    artifact.save(out, predictor.adapted, source, record, overwrite=overwrite)
     try:
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
@@ -116,10 +121,29 @@ def train(
         record["test"] = predictor.evaluate(test, predictor.logits(encoded_test, "testing"))
         record["coverage"]["test"] = encoded_test.coverage
     except KeyboardInterrupt:
-        artifact.save(out, predictor.adapted, source, record, overwrite=overwrite)
-        raise Interrupted(f"{out} holds the best state so far, not scored on test") from None
-    artifact.save(out, predictor.adapted, source, record, overwrite=overwrite)
+        state = "the best state so far" if result.evaluations else "weights that were never validated"
+        raise Interrupted(f"{out} holds {state}, not scored on test") from None
+    artifact.update(out, record)
     return summary(out, record)
+
+
+def _check_budgets(seed: int, max_seconds: float | None) -> None:
+    if seed < 0:
+        raise UserError(f"{seed} is no seed", "Give a number from 0", "--seed")
+    if max_seconds is not None and not max_seconds > 0:
+        raise UserError(f"{max_seconds} seconds are none", "Give more than 0", "--max-seconds")
+
+
+def _check_metric(task: PreparedTask, validation: Sequence[Document]) -> None:
+    """Raises UserError, before any training, where the task's metric cannot choose a checkpoint."""
+    if not validation:
+        raise UserError("has no validation documents", "Prepare it with a validation split", task.folder)
+    if task.metric in ("auroc", "average_precision") and len({document.label for document in validation}) < 2:
+        raise UserError(
+            f"{task.metric} is undefined on a validation split of one class",
+            "Prepare the task with another --metric, or with a larger validation split",
+            task.folder,
+        )
 
 
 def _build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed: int) -> Predictor:
@@ -128,9 +152,10 @@ def _build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed
     check(method, architecture_of(config, source.family), recipe)
     precision = decide(recipe.precision)
     console.say(precision.reason)
+    mean = recipe.pooling == "mean" or (recipe.pooling == "auto" and source.layers is not None)
     virtual_tokens = recipe.virtual_tokens if method in VIRTUAL else 0
     encoder = Encoder(load_tokenizer(source), config, recipe, task.kind, virtual_tokens)
-    base, new_modules = load_model(source, task.kind, outputs_of(task.kind, task.labels), recipe, seed)
+    base, new_modules = load_model(source, task.kind, outputs_of(task.kind, task.labels), recipe, seed=seed, mean=mean)
     if new_modules:
         console.say(f"the backbone has no weights for {', '.join(new_modules)}: trained beside the head")
     adapted = adapt(
@@ -141,7 +166,7 @@ def _build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed
         family=source.family,
         new_modules=new_modules,
         attention=precision.attention,
-        mean=recipe.pooling == "mean" or (recipe.pooling == "auto" and source.layers is not None),
+        mean=mean or getattr(base.config, "classifier_pooling", "") == "mean",
     )
     adapted.module.to(precision.device)
     return Predictor(adapted, encoder, task.labels, precision)
@@ -160,7 +185,8 @@ def _record(task: PreparedTask, source: Source, predictor: Predictor, recipe: Re
         "kind": task.kind,
         "labels": list(task.labels),
         "backbone": {
-            "name": source.name,
+            "name": source.title,
+            "folder": None if source.hub_id else str(source.folder.absolute()),
             "hub_id": source.hub_id,
             "layers": source.layers,
             "sha256": source.fingerprint,

@@ -20,6 +20,7 @@ from posology.tasks.leaks import LeakRule, count_conflicts, handle_leaks
 from posology.tasks.prepared import (
     METRICS,
     SPLITS,
+    TASK_FILE,
     PreparedTask,
     check_metric,
     check_span,
@@ -198,7 +199,7 @@ def _check_choices(options: Mapping[str, Any]) -> None:
 
 
 def _check_out(out: Path, inputs: Sequence[Path | str | None], overwrite: bool) -> None:
-    files.check_free(out, overwrite=overwrite)
+    files.check_free(out, marker=TASK_FILE, overwrite=overwrite)
     for path in inputs:
         if path is not None and Path(path).exists() and Path(path).resolve().is_relative_to(out.resolve()):
             raise UserError("--out would replace the source", "Name another folder", out)

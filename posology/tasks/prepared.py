@@ -26,7 +26,7 @@ METRICS = {
 }
 """The metrics that may choose a checkpoint, by kind; the first is the default."""
 
-_TASK_FILE = "task.json"
+TASK_FILE = "task.json"
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class PreparedTask:
             UserError: anything is missing, unreadable or changed.
         """
         folder = Path(folder)
-        path = folder / _TASK_FILE
+        path = folder / TASK_FILE
         if not folder.is_dir():
             raise UserError("there is no such folder", "Name a folder that `posology prepare` has written", folder)
         if not path.is_file():
             raise UserError(
-                f"is no prepared task ({_TASK_FILE} is missing)",
+                f"is no prepared task ({TASK_FILE} is missing)",
                 "Name a folder that `posology prepare` has written",
                 folder,
             )
@@ -83,7 +83,7 @@ class PreparedTask:
                 raise UserError("the file is missing", "Run `posology prepare` again", parquet)
             if files.sha256(parquet) != task.sha256[split]:
                 raise UserError(
-                    f"its SHA-256 is not the one that {_TASK_FILE} states, so it was changed or damaged",
+                    f"its SHA-256 is not the one that {TASK_FILE} states, so it was changed or damaged",
                     "Run `posology prepare` again",
                     parquet,
                 )
@@ -129,7 +129,7 @@ class PreparedTask:
             documents.append(document)
         if len(documents) != self.counts[split]:
             raise UserError(
-                f"has {len(documents)} rows and {_TASK_FILE} states {self.counts[split]}",
+                f"has {len(documents)} rows and {TASK_FILE} states {self.counts[split]}",
                 "Run `posology prepare` again",
                 path,
             )
@@ -166,7 +166,7 @@ def write_prepared(
     check_metric(metric, kind)
     _check_splits(kind, labels, splits)
     needs_bytes = 2**20 + sum(_estimated_bytes(document) for split in SPLITS for document in splits[split])
-    with files.staged_folder(Path(folder), needs_bytes=needs_bytes, overwrite=overwrite) as staging:
+    with files.staged_folder(Path(folder), marker=TASK_FILE, needs_bytes=needs_bytes, overwrite=overwrite) as staging:
         for split in SPLITS:
             _write_parquet(staging / f"{split}.parquet", kind, splits[split])
         content = {
@@ -181,7 +181,7 @@ def write_prepared(
             "notes": dict(notes or {}),
             "version": __version__,
         }
-        files.write_json(staging / _TASK_FILE, content)
+        files.write_json(staging / TASK_FILE, content)
     return PreparedTask.open(folder)
 
 

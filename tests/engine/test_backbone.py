@@ -101,7 +101,7 @@ def test_the_recipe_sets_dropout(architecture: str, tmp_path: Path) -> None:
 
     folder = save_backbone(tmp_path / architecture, architecture)
     recipe = make_recipe("full", overrides={"dropout": 0.25, "attention_dropout": 0.0})
-    model, _ = load_model(resolve(str(folder)), KINDS[0], ["a", "b"], recipe, seed=0)
+    model, _ = load_model(resolve(str(folder)), KINDS[0], ["a", "b"], recipe)
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
     hidden = {rate for name, rate in rates.items() if "attn" not in name and "attention" not in name}
     assert hidden == {0.25}

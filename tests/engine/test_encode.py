@@ -13,7 +13,7 @@ from posology.corpus.document import Document, Span
 from posology.corpus.tags import snap, spans_to_tags, words_of
 from posology.engine.batch import batches, collate, cut
 from posology.engine.decode import best_tags, entities, softmax, tags_of
-from posology.engine.encode import Encoder, Frame
+from posology.engine.encode import Encoder, Frame, Window
 from posology.engine.recipe import make_recipe
 from posology.errors import UserError
 from tests.engine.tiny import CONFIGS, KINDS, tokenizer
@@ -104,7 +104,7 @@ def test_a_pair_keeps_its_second_text_in_every_window() -> None:
     second = TOKENIZER("no pain", add_special_tokens=False)["input_ids"]
     for window in windows:
         assert window.ids[window.second_from :].tolist() == [*second, TOKENIZER.sep_token_id]
-    batch = collate(encoder(KINDS[0]).encode([item]), [0], 0)
+    batch = collate(windows, 0)
     assert batch.inputs["token_type_ids"].sum() == len(windows) * (len(second) + 1)
     short = Document(id="d", text="fever", text_pair="pain", label="a")
     window = encoder(KINDS[0]).encode([short]).windows[0][0]
@@ -119,13 +119,30 @@ def test_impossible_windows_are_refused() -> None:
         encoder(KINDS[0], overlap=20)
 
 
-def test_micro_batches_hold_every_document_once_within_the_budget() -> None:
+def test_micro_batches_hold_every_window_once_within_the_budget() -> None:
     random = np.random.default_rng(0)
-    lengths, windows = random.integers(2, 60, 50), random.integers(1, 4, 50)
-    groups = list(cut(lengths, windows, range(50), 128))
-    assert sorted(itertools.chain(*groups)) == list(range(50))
+
+    def window(document: int, length: int) -> Window:
+        return Window(document, np.zeros(length, np.int32), 0, np.empty(0, int), np.empty(0, int))
+
+    units = [
+        [window(row, int(length)) for length in random.integers(2, 60, random.integers(1, 4))] for row in range(50)
+    ]
+    groups = list(cut(units, 128))
+    assert sorted(id(one) for group in groups for one in group) == sorted(id(one) for unit in units for one in unit)
     for group in groups:
-        assert len(group) == 1 or windows[group].sum() * lengths[group].max() <= 128
+        documents = {one.document for one in group}
+        assert len(group) == sum(len(units[document]) for document in documents)  # units stay together
+        assert len(documents) == 1 or len(group) * max(len(one.ids) for one in group) <= 128
+
+
+def test_a_short_first_text_leaves_its_room_to_the_second() -> None:
+    item = Document(id="d", text="no", text_pair="abc " * 25, label="a")  # 1 and 75 pieces
+    encoded = encoder(KINDS[0], max_length=90).encode([item])
+    assert encoded.coverage == 1.0 and len(encoded.windows[0]) == 1
+    both = Document(id="d", text="abc " * 500, text_pair="abc " * 25, label="a")
+    windows = encoder(KINDS[0], max_length=90, overlap=60).encode([both]).windows[0]
+    assert len(windows) < 80  # the overlap is cut to half of the room that is left, not to a step of one piece
 
 
 def test_order_follows_from_seed_and_epoch() -> None:

@@ -116,7 +116,7 @@ def run(scores: list[float], **overrides: Any) -> tuple[Fit, Any]:
 
 
 def test_the_best_state_on_validation_is_kept_and_patience_ends_training() -> None:
-    result, (adapted, seen) = run([0.1, float("nan"), 0.5, 0.4, 0.5, 0.9], patience=2)
+    result, (adapted, seen) = run([0.1, 0.0, 0.5, 0.4, 0.5, 0.9], patience=2)
     assert result.best == 2 and result.stopped == "patience" and len(result.evaluations) == 5
     assert all(torch.equal(weight, seen[2][name]) for name, weight in adapted.trainable().items())
     assert any(not torch.equal(seen[2][name], seen[4][name]) for name in seen[2])
@@ -150,6 +150,26 @@ def test_divergence_is_a_clear_error() -> None:
         next(iter(adapted.trainable().values())).fill_(float("nan"))
     with pytest.raises(UserError, match=r"diverged.*step 1.*learning_rate="):
         trainer.step(np.arange(6), Fit())
+
+
+def test_an_undefined_metric_is_refused() -> None:
+    with pytest.raises(UserError, match="undefined on the validation split"):
+        run([float("nan"), 0.5])
+
+
+def test_divergence_keeps_the_best_state_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = loop._Trainer.step, []
+
+    def diverging(self: Any, *arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise loop.Diverged("training diverged", "Lower the learning rate")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(loop._Trainer, "step", diverging)
+    result, (adapted, seen) = run([0.5, 0.9])
+    assert result.stopped == "diverged" and result.best == 0
+    assert all(torch.equal(weight, seen[0][name]) for name, weight in adapted.trainable().items())
 
 
 def test_factors_and_biases_do_not_decay() -> None:

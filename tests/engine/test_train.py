@@ -158,7 +158,7 @@ def test_seeds_change_the_new_weights(backbone: Path) -> None:
     from posology.engine.recipe import make_recipe
 
     heads = [
-        load_model(resolve(str(backbone)), KINDS[0], ["a", "b"], make_recipe("full"), seed)[0].classifier.weight
+        load_model(resolve(str(backbone)), KINDS[0], ["a", "b"], make_recipe("full"), seed=seed)[0].classifier.weight
         for seed in (1, 1, 2)
     ]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
@@ -176,7 +176,7 @@ def test_interrupted_training_leaves_a_usable_artifact(
         return step(self, *arguments)
 
     monkeypatch.setattr(loop._Trainer, "step", interrupted)
-    with pytest.raises(Interrupted, match="best state"):
+    with pytest.raises(Interrupted, match="best state so far"):
         train(classification, backbone, "lora", tmp_path / "run")
     result = posology.evaluate(tmp_path / "run", classification.folder, split="validation")
     record = json.loads((tmp_path / "run" / "posology.json").read_text())
