@@ -21,7 +21,7 @@ CORPORA = {"ncbi-disease": 1000, "chemprot": 1000, "mts-dialog": 1000, "specialt
 METHODS = ("full", "lora", "ia3", "head")
 OVERRIDES = {"epochs": 3}
 # Long texts are read less often, in smaller batches, so that the optimiser still takes enough steps.
-FEWER_TOKENS = {"mts-dialog": {"epochs": 2, "batch_size": 8}, "specialty11": {"epochs": 2, "batch_size": 4}}
+FEWER_TOKENS = {"mts-dialog": {"epochs": 1, "batch_size": 4}, "specialty11": {"epochs": 1, "batch_size": 4}}
 RESULTS = HERE / "results" / "foundation.json"
 
 

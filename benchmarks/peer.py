@@ -26,6 +26,7 @@ OVERRIDES = {
     "max_length": 64,
     "long_text": "truncate",
     "patience": 100,
+    "overlap": 8,
     "dropout": 0.0,
     "attention_dropout": 0.0,
     "adapter_dropout": 0.0,
@@ -203,7 +204,7 @@ def main() -> None:
 
     started = time.time()
     for corpus in arguments.corpora.split(","):
-        data = prepared(corpus, train=CORPORA[corpus], validate=300)
+        data = prepared(corpus, train=CORPORA[corpus], validate=300, test=1000)
         for method in arguments.methods.split(","):
             for seed in map(int, arguments.seeds.split(",")):
                 for side, run in (("posology", ours), ("trainer", peer)):

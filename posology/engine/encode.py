@@ -116,7 +116,7 @@ class Encoder:
                 "Take fewer virtual tokens or a longer max_length",
                 "virtual_tokens",
             )
-        if recipe.overlap >= self._capacity:
+        if recipe.long_text == "window" and recipe.overlap >= self._capacity:
             raise UserError(
                 f"overlap={recipe.overlap} is no smaller than a window of {self._capacity} pieces",
                 "Take a smaller overlap or a longer max_length",
