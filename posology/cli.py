@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -35,11 +35,17 @@ app = App(
     suppress_keyboard_interrupt=False,  # what was reached is saved, and `main` says so
 )
 
-app.command(
-    "posology.tasks.generic:prepare",
-    name="prepare",
-    help="Turn labelled text of any common format into a prepared task.",
-)
+# These functions are commands as they are: their signatures are the options, their docstrings the help.
+_COMMANDS = {
+    "prepare": ("posology.tasks.generic:prepare", "Turn labelled text of any common format into a prepared task."),
+    "evaluate": ("posology.engine.train:evaluate", "Score an artifact on a split of a prepared task, with intervals."),
+    "predict": (
+        "posology.engine.predict:predict",
+        "Predict labels or entities for every document of a file or folder.",
+    ),
+}
+for _name, (_path, _help) in _COMMANDS.items():
+    app.command(_path, name=_name, help=_help)
 
 
 @app.command
@@ -83,77 +89,6 @@ def train(
         seed=seed,
         max_seconds=max_seconds,
         shots=shots,
-        overwrite=overwrite,
-    )
-
-
-@app.command
-def evaluate(
-    artifact: Path,
-    data: Path,
-    *,
-    split: Literal["train", "validation", "test"] = "test",
-    backbone: str | None = None,
-) -> dict[str, Any]:
-    """Score an artifact on a split of a prepared task, with intervals.
-
-    Args:
-        artifact: a folder that `posology train` wrote, or an adapter made by PEFT.
-        data: a prepared task.
-        split: which split.
-        backbone: where the backbone is, if not where it was in training.
-    """
-    from posology.engine.train import evaluate as run
-
-    return run(artifact, data, split=split, backbone=backbone)
-
-
-@app.command
-def predict(
-    artifact: Path,
-    input: Path,
-    *,
-    out: Path,
-    text: str | None = None,
-    id: str | None = None,
-    text_pair: str | None = None,
-    encoding: str = "utf-8",
-    quoting: bool = True,
-    drop_empty: bool = False,
-    backbone: str | None = None,
-    with_text: bool = False,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Predict labels or entities, with scores, for every document of a file or folder.
-
-    Args:
-        artifact: a folder that `posology train` wrote.
-        input: JSON Lines, CSV, TSV or Parquet, or a folder of .txt files.
-        out: .jsonl, .csv or .parquet; only its owner can read it.
-        text: column of the text; guessed if one is called text, sentence or note.
-        id: column of the id; rows are numbered without it.
-        text_pair: column of a second text.
-        encoding: of text files.
-        quoting: whether double quotes enclose fields of CSV and TSV.
-        drop_empty: leave out rows without text instead of refusing them.
-        backbone: where the backbone is, if not where it was in training.
-        with_text: copy the text into the output.
-        overwrite: replace `out`.
-    """
-    from posology.engine.predict import predict as run
-
-    return run(
-        artifact,
-        input,
-        out,
-        text=text,
-        id=id,
-        text_pair=text_pair,
-        encoding=encoding,
-        quoting=quoting,
-        drop_empty=drop_empty,
-        backbone=backbone,
-        with_text=with_text,
         overwrite=overwrite,
     )
 

@@ -16,7 +16,7 @@ from posology.corpus import tabular
 from posology.corpus.document import Document
 from posology.corpus.tags import words_of
 from posology.corpus.textfile import read_text
-from posology.engine import artifact
+from posology.engine.artifact import load
 from posology.engine.decode import softmax
 from posology.engine.predictor import Predictor
 from posology.errors import UserError
@@ -27,8 +27,8 @@ _OUTPUTS = (".jsonl", ".csv", ".parquet")
 
 
 def predict(
-    folder: Path | str,
-    source: Path | str,
+    artifact: Path | str,
+    input: Path | str,
     out: Path | str,
     *,
     text: str | None = None,
@@ -48,8 +48,8 @@ def predict(
     In CSV the nested columns are JSON.
 
     Args:
-        folder: the artifact.
-        source: JSON Lines, CSV, TSV or Parquet (also .gz for the text formats), or a folder of .txt files.
+        artifact: a folder that `train` wrote.
+        input: JSON Lines, CSV, TSV or Parquet (also .gz for the text formats), or a folder of .txt files.
         out: .jsonl, .csv or .parquet.
         text: column of the text; guessed where only one is called text, sentence or note.
         id: column of the id; rows are numbered without it. In a folder the file's name is the id.
@@ -72,14 +72,14 @@ def predict(
         raise UserError(f"has the ending {out.suffix!r}", f"Give a name that ends in {', '.join(_OUTPUTS)}", out)
     if out.exists() and not overwrite:
         raise UserError("exists", "Name another file or add --overwrite", out)
-    source = Path(source)
+    source = Path(input)
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError("is the input", "Name another file for the answers", out)
     check_writable(out, 0)
     columns = tabular.Columns(text=text, id=id, text_pair=text_pair)
     documents = read_inputs(source, columns, encoding=encoding, quoting=quoting, drop_empty=drop_empty)
-    predictor = artifact.load(folder, backbone=backbone)
-    _check_pairs(predictor, documents, folder)
+    predictor = load(artifact, backbone=backbone)
+    _check_pairs(predictor, documents, artifact)
     rows, coverage = answer(predictor, documents)
     if with_text:
         for row, document in zip(rows, documents, strict=True):

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from posology import console
 from posology.corpus.document import Document
 from posology.corpus.tags import spans_to_tags
-from posology.engine import artifact
+from posology.engine import artifact as artifacts
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, load_config, load_model, load_tokenizer, resolve
 from posology.engine.encode import Encoder
@@ -67,13 +67,13 @@ def train(
         Interrupted: stopped by the user; the artifact holds the best state so far, without a test score.
     """
     out = Path(out)
-    check_free(out, marker=artifact.RECORD, overwrite=overwrite)
+    check_free(out, marker=artifacts.RECORD, overwrite=overwrite)
     task = PreparedTask.open(data)
     source = resolve(backbone)
     check_method(method)
     chosen = make_recipe(method, recipe, overrides, width=load_config(source).hidden_size)
     predictor = _build(task, source, method, chosen, seed)
-    artifact.check_writable(out, predictor.adapted)
+    artifacts.check_writable(out, predictor.adapted)
 
     training, validation = task.documents("train"), task.documents("validation")
     _check_budgets(seed, max_seconds)
@@ -112,7 +112,7 @@ def train(
         "test": None,
     }
     # Written before the test, so that nothing that happens there costs the training.
-    artifact.save(out, predictor.adapted, source, record, overwrite=overwrite)
+    artifacts.save(out, predictor.adapted, source, record, overwrite=overwrite)
     try:
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
@@ -123,7 +123,7 @@ def train(
     except KeyboardInterrupt:
         state = "the best state so far" if result.evaluations else "weights that were never validated"
         raise Interrupted(f"{out} holds {state}, not scored on test") from None
-    artifact.update(out, record)
+    artifacts.update(out, record)
     return summary(out, record)
 
 
@@ -229,14 +229,18 @@ def summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(
-    folder: Path | str, data: Path | str, *, split: str = "test", backbone: str | None = None
+    artifact: Path | str,
+    data: Path | str,
+    *,
+    split: Literal["train", "validation", "test"] = "test",
+    backbone: str | None = None,
 ) -> dict[str, Any]:
     """Scores an artifact on a split of a prepared task.
 
     Args:
-        folder: the artifact, or an adapter made by PEFT.
+        artifact: a folder that `train` wrote, or an adapter made by PEFT.
         data: a prepared task with the same labels.
-        split: `train`, `validation` or `test`.
+        split: which split.
         backbone: where the backbone is, if not where it was in training.
 
     Returns:
@@ -246,20 +250,20 @@ def evaluate(
         UserError: the artifact does not fit the task.
     """
     task = PreparedTask.open(data)
-    predictor = artifact.load(folder, task=task, backbone=backbone)
+    predictor = artifacts.load(artifact, task=task, backbone=backbone)
     if predictor.kind != task.kind:
-        raise UserError(f"is for {predictor.kind}, and {task.name} is {task.kind}", "Choose data of its kind", folder)
+        raise UserError(f"is for {predictor.kind}, and {task.name} is {task.kind}", "Choose data of its kind", artifact)
     unknown = sorted(set(task.labels) - set(predictor.labels))
     if unknown:
         raise UserError(
             f"does not know the label{'s' * (len(unknown) > 1)} {', '.join(unknown)} of {task.name}",
             "Choose data with its labels, or train anew",
-            folder,
+            artifact,
         )
     documents = task.documents(split)
     encoded = predictor.encoder.encode(documents)
     result = predictor.evaluate(documents, predictor.logits(encoded, "evaluating"))
-    return {"artifact": str(folder), "task": task.name, "split": split, **result, "coverage": encoded.coverage}
+    return {"artifact": str(artifact), "task": task.name, "split": split, **result, "coverage": encoded.coverage}
 
 
 def targets(documents: Sequence[Document], kind: str, labels: Sequence[str]) -> list[np.ndarray]:

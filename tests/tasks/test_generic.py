@@ -198,6 +198,9 @@ def test_overwrite_replaces_but_never_the_source(tmp_path: Path) -> None:
         prepare("classification", source, tmp_path / "out")
     second = prepare("classification", source, tmp_path / "out", seed=7, overwrite=True)
     assert first.fingerprint != second.fingerprint
+    with pytest.raises(UserError, match=r"holds no task\.json, so --overwrite does not replace it"):
+        prepare("classification", source, tmp_path / "d", overwrite=True)
+    (tmp_path / "d" / "task.json").touch()
     with pytest.raises(UserError, match="--out would replace the source"):
         prepare("classification", source, tmp_path / "d", overwrite=True)
     assert source.exists()
