@@ -14,7 +14,7 @@ from posology.files import check_free
 BACKBONES = ("minilm", "minilm:3")
 _MARK = ".posology-demo"
 METHODS = ("full", "lora", "ia3", "head")
-OVERRIDES = {"epochs": 4, "batch_size": 8}
+OVERRIDES = {"epochs": 3, "batch_size": 8}
 
 
 def run(out: Path, *, seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def run(out: Path, *, seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
             shutil.rmtree(out / part, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    folders = write_demo_tasks(out / "data", seed=seed, train=300, validation=100, test=240, overwrite=True)
+    folders = write_demo_tasks(out / "data", seed=seed, train=240, validation=80, test=200, overwrite=True)
     runs: list[dict[str, Any]] = []
     total = len(folders) * len(BACKBONES) * len(METHODS)
     for task, data in folders.items():
