@@ -80,11 +80,6 @@ def _named() -> dict[str, dict[str, Any]]:
     return recipes
 
 
-def recipe_names() -> list[str]:
-    """The names that `make_recipe` takes."""
-    return list(_named())
-
-
 def make_recipe(
     method: str, name: str = "standard", overrides: Mapping[str, Any] | None = None, *, width: int = 0
 ) -> Recipe:
@@ -92,7 +87,7 @@ def make_recipe(
 
     Args:
         method: a key of `METHODS`.
-        name: one of `recipe_names()`.
+        name: `standard` or `paper`.
         overrides: fields to replace.
         width: of the backbone's hidden states; wide ones take lower learning rates.
 

@@ -68,6 +68,7 @@ def train(
     """
     out = Path(out)
     check_free(out, marker=artifacts.RECORD, overwrite=overwrite)
+    _check_budgets(seed, max_seconds)
     task = PreparedTask.open(data)
     source = resolve(backbone)
     check_method(method)
@@ -76,7 +77,6 @@ def train(
     artifacts.check_writable(out, predictor.adapted)
 
     training, validation = task.documents("train"), task.documents("validation")
-    _check_budgets(seed, max_seconds)
     _check_metric(task, validation)
     if shots is not None:
         training = few(training, shots, seed)

@@ -209,7 +209,7 @@ def test_nothing_connects_to_a_network(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     train(classification, backbone, "lora", tmp_path / "run")
-    posology.evaluate(tmp_path / "run", classification.folder)
+    assert posology.evaluate(tmp_path / "run", classification.folder)["documents"] == 24
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------
