@@ -27,6 +27,8 @@ class Document:
         words: `(start, end)` of each word in `text`, in order, not overlapping; the unit of evaluation in
             token classification.
         spans: annotations, for token classification.
+        tags: the tag of each word, where a published protocol gives tags that no spans could give (an I- that continues
+            nothing); None where the spans say it all.
         split: `train`, `validation` or `test` where the corpus gives one.
         place: where it was read (`file:line` or `file, row N`), for messages.
     """
@@ -38,6 +40,7 @@ class Document:
     text_pair: str | None = None
     words: list[tuple[int, int]] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    tags: list[str] | None = None
     split: str | None = None
     place: str = ""
 

@@ -70,6 +70,11 @@ def tags_to_spans(words: Sequence[tuple[int, int]], tags: Sequence[str]) -> list
     return spans
 
 
+def loose_spans(words: Sequence[tuple[int, int]], tags: Sequence[str]) -> list[Span]:
+    """The entities that conlleval and seqeval's default mode see: an I- that continues nothing begins an entity too."""
+    return tags_to_spans(words, repair(tags)[0])
+
+
 def snap(words: Sequence[tuple[int, int]], spans: Iterable[Span]) -> list[Span]:
     """The spans as words see them, which is what evaluation compares: stretched to whole words, without those that
     touch no word or lose against an overlapping one (as in `spans_to_tags`), in order."""
