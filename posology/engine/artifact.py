@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from transformers import PreTrainedModel
 from posology import files
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, load_model, load_tokenizer, resolve
+from posology.engine.baselines import BASELINES, load_baseline
 from posology.engine.card import model_card
 from posology.engine.encode import Encoder
 from posology.engine.methods import METHODS, TASK_TYPES, Adapted, finish, pooling_of
+from posology.engine.model import BaselineModel, Model
 from posology.engine.precision import decide
-from posology.engine.predictor import Predictor, outputs_of
+from posology.engine.predictor import Predictor, outputs_of, units_of
 from posology.engine.recipe import Recipe, make_recipe
 from posology.errors import UserError
 from posology.files import staged_folder, write_json
@@ -46,7 +49,8 @@ def save(out: Path, adapted: Adapted, source: Source, record: dict[str, Any], *,
         UserError: the folder cannot be written.
     """
     storage = METHODS[adapted.method].storage
-    with staged_folder(out, marker=RECORD, needs_bytes=_bytes(adapted), overwrite=overwrite) as folder:
+
+    def write(folder: Path) -> None:
         if storage == "model":
             adapted.base.save_pretrained(folder)
             load_tokenizer(source).save_pretrained(folder)
@@ -57,7 +61,22 @@ def save(out: Path, adapted: Adapted, source: Source, record: dict[str, Any], *,
         else:
             tensors = {name: weight.detach().cpu().contiguous() for name, weight in adapted.trainable().items()}
             save_file(tensors, folder / _WEIGHTS)
-        record["adapter_bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+    _save(out, write, _bytes(adapted), record, "*.safetensors", overwrite)
+
+
+def save_baseline(out: Path, model: BaselineModel, record: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Writes the artifact of a model without a backbone; see `save`."""
+    _save(out, model.save, model.bytes + 2**20, record, "*", overwrite)
+
+
+def _save(
+    out: Path, write: Callable[[Path], None], needs_bytes: int, record: dict[str, Any], counted: str, overwrite: bool
+) -> None:
+    """Writes an artifact; `counted` are the files that have to be kept or shipped beside the backbone."""
+    with staged_folder(out, marker=RECORD, needs_bytes=needs_bytes, overwrite=overwrite) as folder:
+        write(folder)
+        record["adapter_bytes"] = sum(path.stat().st_size for path in folder.glob(counted))
         update(folder, record)
 
 
@@ -91,21 +110,23 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         wanted = ("backbone", "labels", "kind", "recipe", "method", "head", "virtual_tokens", "task", "test")
         if missing := [key for key in wanted if key not in record]:
             raise KeyError(missing[0])
-        Recipe(**record["recipe"])
-        if record["method"] not in METHODS:
-            raise UserError(f"has the method {record['method']!r}", "Update Posology", path)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
+        method = record["method"]
+        if method not in METHODS and method not in BASELINES:
+            raise UserError(f"has the method {method!r}", "Update Posology", path)
+        record["task"].setdefault("unit", "word")  # artifacts of version 0.1.0 do not say it
+        (BASELINES[method].settings if method in BASELINES else Recipe)(**record["recipe"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise UserError("is damaged", "Copy the artifact again or train anew", path) from error
     return record
 
 
-def load(folder: Path | str, *, task: PreparedTask | None = None, backbone: str | None = None) -> Predictor:
+def load(folder: Path | str, *, task: PreparedTask | None = None, backbone: str | None = None) -> Model:
     """Loads an artifact, or an adapter that PEFT alone made, ready to predict.
 
     Args:
         folder: the artifact.
         task: gives kind and labels to an adapter made by PEFT, whose files do not say what its outputs mean.
-        backbone: where the backbone is, if not where it was in training.
+        backbone: where the backbone is, if not where it was in training; baselines have none.
 
     Raises:
         UserError: the artifact is damaged, or its backbone is missing or another one.
@@ -113,8 +134,14 @@ def load(folder: Path | str, *, task: PreparedTask | None = None, backbone: str 
     folder = Path(folder)
     if (folder / RECORD).is_file() or not (folder / "adapter_config.json").is_file():
         record = read_record(folder)
+        if record["method"] in BASELINES:
+            return load_baseline(folder, record)
     else:
         record = _foreign_record(folder, task)
+    return _load_adapted(folder, record, backbone)
+
+
+def _load_adapted(folder: Path, record: dict[str, Any], backbone: str | None) -> Predictor:
     kind, labels, method = record["kind"], tuple(record["labels"]), record["method"]
     recipe = Recipe(**record["recipe"])
     storage = METHODS[method].storage if method in METHODS else "peft"
@@ -141,7 +168,9 @@ def load(folder: Path | str, *, task: PreparedTask | None = None, backbone: str 
     finish(adapted, precision.attention)
     module.eval().to(precision.device)
     encoder = Encoder(load_tokenizer(source), base.config, recipe, kind, record["virtual_tokens"])
-    return Predictor(adapted, encoder, labels, precision, bool(record.get("text_pair")))
+    return Predictor(
+        adapted, encoder, labels, precision, bool(record.get("text_pair")), units_of(record["task"]["unit"])
+    )
 
 
 class _Incomplete(ValueError):
@@ -231,6 +260,7 @@ def _foreign_record(folder: Path, task: PreparedTask | None) -> dict[str, Any]:
     return {
         "kind": task.kind,
         "labels": list(task.labels),
+        "task": {"unit": task.unit},
         "method": method,
         "recipe": make_recipe(known).model_dump(),
         "backbone": {"name": config.get("base_model_name_or_path") or ""},

@@ -1,4 +1,4 @@
-"""From logits to answers: classes with probabilities, and entities that are always well-formed."""
+"""Between annotations, tags and logits, and from logits to answers: classes with probabilities, well-formed entities."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posology.corpus.document import Span
+from posology.corpus.document import Document, Span
+from posology.corpus.tags import loose_spans, spans_to_tags
 
 
 def tags_of(labels: Sequence[str]) -> list[str]:
     """The IOB2 tags that a tagger over these entity types has, in the order of its outputs."""
     return ["O", *(f"{letter}-{label}" for label in labels for letter in "BI")]
+
+
+def word_tags(document: Document) -> list[str]:
+    """The tag that each word of a document is learnt with: the published one, or the one that its spans give."""
+    return document.tags if document.tags is not None else spans_to_tags(document.words, document.spans)
+
+
+def chunks(tags: Sequence[str]) -> list[Span]:
+    """Entities of a tag sequence as conlleval sees them (see `loose_spans`), in positions instead of characters."""
+    return loose_spans([(position, position + 1) for position in range(len(tags))], tags)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posology.corpus.document import Document
 from posology.engine.architectures import architecture_of
+from posology.engine.decode import word_tags
 from posology.engine.recipe import Recipe
 from posology.errors import UserError
 
@@ -56,8 +57,8 @@ class Window:
         document: position of the document in its corpus.
         ids: piece ids with special tokens.
         second_from: where the second text of a pair begins in `ids`; 0 where there is none.
-        columns, words: in token classification, which columns of `ids` are the first pieces of which words. Each
-            word is in just one window: the one that shows most context around it.
+        columns, words: in token classification, which columns of `ids` are the first pieces of which words (or, read
+            by piece, which pieces). Each is in just one window: the one that shows most context around it.
     """
 
     document: int
@@ -75,11 +76,13 @@ class Encoded:
         windows: for each document its windows, at least one.
         pieces: pieces of each document, special tokens excluded.
         covered: of these, how many are in some window.
+        owners: in token classification, for each document the word of each piece.
     """
 
     windows: list[list[Window]]
     pieces: np.ndarray
     covered: np.ndarray
+    owners: list[np.ndarray]
 
     @property
     def coverage(self) -> float:
@@ -123,18 +126,33 @@ class Encoder:
                 "overlap",
             )
 
-    def encode(self, documents: Sequence[Document]) -> Encoded:
-        """Windows of all documents, in their order."""
+    def encode(self, documents: Sequence[Document], unit: str = "word") -> Encoded:
+        """Windows of all documents, in their order.
+
+        Args:
+            documents: with `words` in token classification.
+            unit: `word`: a word's first piece stands for it; `piece`: every piece stands for itself.
+        """
         windows, pieces, covered = [], np.zeros(len(documents), int), np.zeros(len(documents), int)
+        all_owners = []
         tokenise = self._words if self._kind == "token-classification" else self._texts
-        for index, (ids, firsts, second) in enumerate(tokenise(documents)):
+        for index, (ids, owners, second) in enumerate(tokenise(documents)):
+            firsts = None
+            if owners is not None:
+                all_owners.append(owners)
+                firsts = np.arange(len(ids)) if unit == "piece" else _firsts(owners, len(documents[index].words))
             room = self._room(len(ids), second)
             spans = self._spans(len(ids), room)
             kept_second = second[: max(0, self._capacity_of_pair() - room)] if second is not None else None
             windows.append([self._window(index, ids, span, firsts, spans, kept_second) for span in spans])
             pieces[index] = len(ids) + len(second if second is not None else ())
             covered[index] = spans[-1][1] + len(kept_second if kept_second is not None else ())
-        return Encoded(windows, pieces, covered)
+        return Encoded(windows, pieces, covered, all_owners)
+
+    def read(self, documents: Sequence[Document], unit: str) -> tuple[list[Document], Encoded]:
+        """The documents as they are learnt and scored by a unit (see `by_piece`), and their windows."""
+        encoded = self.encode(documents, unit)
+        return (by_piece(documents, encoded.owners) if unit == "piece" else list(documents)), encoded
 
     def _texts(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, None, np.ndarray | None]]:
         for start in range(0, len(documents), _TEXTS_AT_ONCE):
@@ -146,7 +164,7 @@ class Encoder:
                 yield np.array(text.ids, np.int32), None, np.array(second.ids, np.int32) if pair is not None else None
 
     def _words(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray, None]]:
-        """Pieces word by word, and the first piece of each word (-1 where the tokenizer drops the word).
+        """Pieces word by word, and the word of each piece.
 
         A word is given with the blank before it, as byte-level tokenizers want it, so that pieces are those of
         running text but never cross a word's border.
@@ -160,14 +178,8 @@ class Encoder:
                 ]
                 for document in part
             ]
-            for document, encoding in zip(
-                part, self._backend.encode_batch(split, is_pretokenized=True, add_special_tokens=False), strict=True
-            ):
-                firsts = np.full(len(document.words), -1, np.int32)
-                owners = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
-                # Written from the back, so that the first piece of a word is what stays.
-                firsts[owners[::-1]] = np.arange(len(owners) - 1, -1, -1)
-                yield np.array(encoding.ids, np.int32), firsts, None
+            for encoding in self._backend.encode_batch(split, is_pretokenized=True, add_special_tokens=False):
+                yield np.array(encoding.ids, np.int32), np.array(encoding.word_ids, np.int32), None
 
     def _capacity_of_pair(self) -> int:
         frame = self._frame
@@ -215,11 +227,37 @@ class Encoder:
         )
 
 
+def by_piece(documents: Sequence[Document], owners: Sequence[np.ndarray]) -> list[Document]:
+    """Tagged documents with their pieces in place of words: each piece has the place and the tag of its word.
+
+    So the paper's code has it: `B-` is repeated on every piece of a word, and a word without pieces is gone.
+
+    Args:
+        documents: tagged, or with spans.
+        owners: for each document the word of each piece.
+    """
+    pieces = []
+    for document, own in zip(documents, owners, strict=True):
+        tags = word_tags(document)
+        pieces.append(
+            replace(document, words=[document.words[word] for word in own], tags=[tags[word] for word in own])
+        )
+    return pieces
+
+
 def positions(config: Any) -> int:
     """How many positions a backbone has for pieces, special and virtual tokens."""
     limit = int(config.max_position_embeddings)
     # RoBERTa numbers positions from the padding index on.
     return limit - config.pad_token_id - 1 if architecture_of(config).name == "roberta" else limit
+
+
+def _firsts(owners: np.ndarray, words: int) -> np.ndarray:
+    """The first piece of each word, -1 where the tokenizer dropped the word."""
+    firsts = np.full(words, -1, np.int32)
+    # Written from the back, so that the first piece of a word is what stays.
+    firsts[owners[::-1]] = np.arange(len(owners) - 1, -1, -1)
+    return firsts
 
 
 def _owner(pieces: np.ndarray, spans: list[tuple[int, int]], count: int) -> np.ndarray:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from posology.engine import virtual
 from posology.engine.architectures import Architecture, architecture_of, architectures
-from posology.engine.recipe import Recipe
+from posology.engine.baselines import BASELINES
+from posology.engine.recipe import Recipe, make_recipe
 from posology.errors import UserError
 
 TASK_TYPES = {"sequence-classification": "SEQ_CLS", "token-classification": "TOKEN_CLS"}
@@ -64,11 +65,39 @@ def table() -> dict[str, dict[str, str]]:
     }
 
 
+def listing() -> list[dict[str, Any]]:
+    """What `posology methods` prints: the methods of adaptation, then the baselines."""
+    works = table()
+    adapting = [
+        {
+            "method": name,
+            "description": method.description,
+            "reference": method.reference,
+            "learning_rate": make_recipe(name).learning_rate,
+            "refused": {on: why for on, why in works[name].items() if why != "works"},
+        }
+        for name, method in METHODS.items()
+    ]
+    baselines = [
+        {
+            "method": name,
+            "description": entry.description,
+            "reference": entry.reference,
+            "learning_rate": None,
+            "refused": {kind: "another kind of task" for kind in TASK_TYPES if kind != entry.kind},
+        }
+        for name, entry in BASELINES.items()
+    ]
+    return adapting + baselines
+
+
 def check_method(method: str) -> None:
-    """Raises UserError for the name of no method."""
-    if method not in METHODS:
+    """Raises UserError for the name of no method, baselines included."""
+    if method not in METHODS and method not in BASELINES:
         raise UserError(
-            f"there is no method {method!r}; there are {', '.join(METHODS)}", "Choose one of these", "--method"
+            f"there is no method {method!r}; there are {', '.join([*METHODS, *BASELINES])}",
+            "Choose one of these",
+            "--method",
         )
 
 

@@ -18,7 +18,7 @@ from posology.corpus.tags import words_of
 from posology.corpus.textfile import read_text
 from posology.engine.artifact import load
 from posology.engine.decode import softmax
-from posology.engine.predictor import Predictor
+from posology.engine.model import Model
 from posology.errors import UserError
 from posology.files import check_writable, staged_file
 
@@ -78,14 +78,14 @@ def predict(
     check_writable(out, 0)
     columns = tabular.Columns(text=text, id=id, text_pair=text_pair)
     documents = read_inputs(source, columns, encoding=encoding, quoting=quoting, drop_empty=drop_empty)
-    predictor = load(artifact, backbone=backbone)
-    _check_pairs(predictor, documents, artifact)
-    rows, coverage = answer(predictor, documents)
+    model = load(artifact, backbone=backbone)
+    _check_pairs(model, documents, artifact)
+    rows, coverage = answer(model, documents)
     if with_text:
         for row, document in zip(rows, documents, strict=True):
             row["text"] = document.text
     _write(out, rows)
-    found: dict[str, int] = dict.fromkeys(predictor.labels, 0)
+    found: dict[str, int] = dict.fromkeys(model.labels, 0)
     for row in rows:
         for label in [row["label"]] if "label" in row else [span["label"] for span in row["spans"]]:
             found[label] += 1
@@ -93,9 +93,9 @@ def predict(
     return {"out": str(out), "documents": len(rows), "coverage": coverage, "found": found}
 
 
-def _check_pairs(predictor: Predictor, documents: Sequence[Document], folder: Path | str) -> None:
+def _check_pairs(model: Model, documents: Sequence[Document], folder: Path | str) -> None:
     paired = any(document.text_pair is not None for document in documents)
-    if paired != predictor.text_pair:
+    if paired != model.text_pair:
         found, wanted = ("pairs", "single texts") if paired else ("single texts", "pairs")
         raise UserError(
             f"was trained on {wanted}, and the input has {found}",
@@ -104,31 +104,30 @@ def _check_pairs(predictor: Predictor, documents: Sequence[Document], folder: Pa
         )
 
 
-def answer(predictor: Predictor, documents: Sequence[Document]) -> tuple[list[dict[str, Any]], float]:
+def answer(model: Model, documents: Sequence[Document]) -> tuple[list[dict[str, Any]], float]:
     """The rows of the output for some documents, and the share of their text that was read."""
-    if predictor.kind == "token-classification":
+    if model.kind == "token-classification":
         for document in documents:
             document.words = document.words or words_of(document.text)
-    encoded = predictor.encoder.encode(documents)
-    logits = predictor.logits(encoded)
+    _, logits, coverage = model.answer(documents)
     rows: list[dict[str, Any]] = []
-    if predictor.kind == "sequence-classification":
+    if model.kind == "sequence-classification":
         for document, probabilities in zip(documents, softmax(np.stack(logits)), strict=True):
             best = int(probabilities.argmax())
-            by_label = {label: float(value) for label, value in zip(predictor.labels, probabilities, strict=True)}
+            by_label = {label: float(value) for label, value in zip(model.labels, probabilities, strict=True)}
             rows.append(
                 {
                     "id": document.id,
-                    "label": predictor.labels[best],
+                    "label": model.labels[best],
                     "score": float(probabilities[best]),
                     "probabilities": by_label,
                 }
             )
     else:
-        for document, (spans, scores) in zip(documents, predictor.spans(documents, logits), strict=True):
+        for document, (spans, scores) in zip(documents, model.spans(documents, logits), strict=True):
             found = [{**span._asdict(), "score": score} for span, score in zip(spans, scores, strict=True)]
             rows.append({"id": document.id, "spans": found})
-    return rows, encoded.coverage
+    return rows, coverage
 
 
 def read_inputs(

@@ -6,7 +6,7 @@ import difflib
 import functools
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -102,10 +102,22 @@ def make_recipe(
     if width > _WIDEST_SMALL:
         values.update(named[name].get("wide", {}).get(method, {}))
     values.update(overrides or {})
+    return validated(Recipe, values, "a recipe")
+
+
+_Fields = TypeVar("_Fields", bound=BaseModel)
+
+
+def validated(model: type[_Fields], values: Mapping[str, Any], what: str) -> _Fields:
+    """`model` with these values.
+
+    Raises:
+        UserError: an unknown field, or a value out of its range; `what` says whose fields they are.
+    """
     try:
-        return Recipe(**values)
+        return model(**values)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise _explain(error, model, what) from None
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
@@ -127,13 +139,15 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def _explain(error: ValidationError) -> UserError:
+def _explain(error: ValidationError, model: type[BaseModel], what: str) -> UserError:
     first = error.errors()[0]
     field = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, Recipe.model_fields, n=1)
+        if not model.model_fields:
+            return UserError(f"{what} has nothing to set, and {field!r} was given", "Leave --set out", "--set")
+        near = difflib.get_close_matches(field, model.model_fields, n=1)
         return UserError(
-            f"a recipe has no {field!r}; it has {', '.join(Recipe.model_fields)}",
+            f"{what} has no {field!r}; it has {', '.join(model.model_fields)}",
             f"Did you mean {near[0]!r}?" if near else "Choose one of these",
             "--set",
         )

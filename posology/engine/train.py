@@ -10,28 +10,32 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from posology import console
 from posology.corpus.document import Document
-from posology.corpus.tags import spans_to_tags
 from posology.engine import artifact as artifacts
+from posology.engine import baselines
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, load_config, load_model, load_tokenizer, resolve
+from posology.engine.baselines import BASELINES
+from posology.engine.decode import word_tags
 from posology.engine.encode import Encoder
 from posology.engine.loop import Fit, fit
 from posology.engine.methods import VIRTUAL, adapt, check, check_method
+from posology.engine.model import Model
 from posology.engine.precision import decide
-from posology.engine.predictor import Predictor, outputs_of
+from posology.engine.predictor import Predictor, outputs_of, units_of
 from posology.engine.recipe import Recipe, make_recipe
 from posology.errors import Interrupted, UserError
 from posology.evaluation.statistics import clean
-from posology.files import check_free
+from posology.files import check_free, check_writable
 from posology.tasks.prepared import PreparedTask
 
 
 def train(
     data: Path | str,
-    backbone: str,
+    backbone: str | None,
     method: str,
     out: Path | str,
     *,
@@ -48,13 +52,13 @@ def train(
 
     Args:
         data: a prepared task.
-        backbone: catalogue name, folder, or `NAME:K`.
-        method: a key of `METHODS`.
+        backbone: catalogue name, folder, or `NAME:K`. Baselines have none and do not look at it.
+        method: a key of `METHODS`, or of `BASELINES`.
         out: the artifact's folder.
         recipe: `standard` or `paper`.
-        overrides: fields of the recipe to replace.
+        overrides: fields of the recipe, or settings of a baseline, to replace.
         seed: of initialisation, order and dropout.
-        max_seconds: wall clock of training, evaluations excluded.
+        max_seconds: wall clock of training, evaluations excluded; a baseline tries no further setting after it.
         shots: train on so many documents per class (or per entity type), drawn by `seed`.
         overwrite: replace an existing folder.
 
@@ -70,17 +74,31 @@ def train(
     check_free(out, marker=artifacts.RECORD, overwrite=overwrite)
     _check_budgets(seed, max_seconds)
     task = PreparedTask.open(data)
-    source = resolve(backbone)
     check_method(method)
+    asked = {"recipe_name": recipe, "seed": seed, "budget": {"max_seconds": max_seconds, "shots": shots}}
+    if method in BASELINES:
+        settings = baselines.make_settings(method, task.kind, recipe, overrides)
+        return _train_baseline(task, method, settings, out, asked, overwrite)
+    if backbone is None:
+        raise UserError(
+            f"{method} adapts a backbone, and none is named", "Name one of `posology backbones`", "--backbone"
+        )
+    source = resolve(backbone)
     chosen = make_recipe(method, recipe, overrides, width=load_config(source).hidden_size)
+    return _train_adapted(task, source, method, chosen, out, asked, overwrite)
+
+
+def _train_adapted(
+    task: PreparedTask, source: Source, method: str, chosen: Recipe, out: Path, asked: dict[str, Any], overwrite: bool
+) -> dict[str, Any]:
+    """`train` for a method that adapts a backbone; `asked` is what the record says of seed and budget."""
+    seed, budget = asked["seed"], asked["budget"]
     predictor = _build(task, source, method, chosen, seed)
     artifacts.check_writable(out, predictor.adapted)
-
-    training, validation = task.documents("train"), task.documents("validation")
-    _check_metric(task, validation)
-    if shots is not None:
-        training = few(training, shots, seed)
-    encoded, encoded_validation = predictor.encoder.encode(training), predictor.encoder.encode(validation)
+    training, validation = _training_documents(task, budget["shots"], seed)
+    paired = any(document.text_pair is not None for document in training)
+    training, encoded = predictor.encoder.read(training, task.unit)
+    validation, encoded_validation = predictor.encoder.read(validation, task.unit)
     console.say(
         f"{len(training):,} training documents, {int(encoded.pieces.sum()):,} pieces, {encoded.coverage:.1%} of them "
         f"read in {sum(map(len, encoded.windows)):,} windows of up to {predictor.encoder.max_length}"
@@ -99,29 +117,94 @@ def train(
         seed=seed,
         precision=predictor.precision,
         validate=validate,
-        max_seconds=max_seconds,
+        max_seconds=budget["max_seconds"],
     )
-    record = _record(task, source, predictor, chosen) | {
-        "recipe_name": recipe,
-        "seed": seed,
-        "budget": {"max_seconds": max_seconds, "shots": shots},
-        "training": _training(result, len(training)),
-        "validation": clean(scores[result.best]) if result.best is not None else None,
-        "coverage": {"train": encoded.coverage, "validation": encoded_validation.coverage},
-        "text_pair": any(document.text_pair is not None for document in training),
-        "test": None,
-    }
+    record = (
+        _task_record(task)
+        | _adapted_record(source, predictor, chosen)
+        | asked
+        | {
+            "training": _training(result, len(training)),
+            "validation": clean(scores[result.best]) if result.best is not None else None,
+            "coverage": {"train": encoded.coverage, "validation": encoded_validation.coverage},
+            "text_pair": paired,
+            "scoring": _scoring(task, task.unit),
+            "test": None,
+        }
+    )
     # Written before the test, so that nothing that happens there costs the training.
     artifacts.save(out, predictor.adapted, source, record, overwrite=overwrite)
+    state = "the best state so far" if result.evaluations else "weights that were never validated"
+    return _test(out, task, predictor, record, state, interrupted=result.stopped == "interrupted")
+
+
+def _train_baseline(
+    task: PreparedTask, method: str, settings: BaseModel, out: Path, asked: dict[str, Any], overwrite: bool
+) -> dict[str, Any]:
+    """`train` for a method without a backbone; `asked` as above."""
+    seed, budget = asked["seed"], asked["budget"]
+    check_writable(out, 0)
+    training, validation = _training_documents(task, budget["shots"], seed)
+    console.say(f"{len(training):,} training documents; {method} reads all of their text and uses no backbone")
+    result = baselines.fit(
+        method,
+        training,
+        validation,
+        task.labels,
+        settings,
+        task.metric,
+        seed=seed,
+        max_seconds=budget["max_seconds"],
+    )
+    record = (
+        _task_record(task)
+        | asked
+        | {
+            "backbone": {
+                "name": "none",
+                "folder": None,
+                "hub_id": None,
+                "layers": None,
+                "sha256": None,
+                "parameters": 0,
+            },
+            "method": method,
+            "recipe": result.settings.model_dump(mode="json"),
+            "head": [],
+            "virtual_tokens": 0,
+            "parameters": {"head": 0, "method": result.model.entries, "total": result.model.entries},
+            "versions": versions("scikit-learn", "numpy"),
+            "training": result.record(len(training)),
+            "validation": clean(result.scores),
+            "coverage": {"train": 1.0, "validation": 1.0},
+            "text_pair": result.model.text_pair,
+            "scoring": _scoring(task, "word"),
+            "test": None,
+        }
+    )
+    artifacts.save_baseline(out, result.model, record, overwrite=overwrite)
+    console.say(f"{out} holds words of the training documents as they are: keep it as you keep these documents")
+    return _test(out, task, result.model, record, "the best so far", interrupted=result.stopped == "interrupted")
+
+
+def _training_documents(task: PreparedTask, shots: int | None, seed: int) -> tuple[list[Document], list[Document]]:
+    """Documents to train on, and those of validation."""
+    training, validation = task.documents("train"), task.documents("validation")
+    _check_metric(task, validation)
+    return (training if shots is None else few(training, shots, seed)), validation
+
+
+def _test(
+    out: Path, task: PreparedTask, model: Model, record: dict[str, Any], state: str, *, interrupted: bool
+) -> dict[str, Any]:
+    """Scores a saved model on test, once, and notes it in its artifact; `state` says what an interrupted one holds."""
     try:
-        if result.stopped == "interrupted":
+        if interrupted:
             raise KeyboardInterrupt
-        test = task.documents("test")
-        encoded_test = predictor.encoder.encode(test)
-        record["test"] = predictor.evaluate(test, predictor.logits(encoded_test, "testing"))
-        record["coverage"]["test"] = encoded_test.coverage
+        answers = model.answer(task.documents("test"), "testing", unit=task.unit)
+        record["test"] = model.evaluate(answers.documents, answers.logits)
+        record["coverage"]["test"] = answers.coverage
     except KeyboardInterrupt:
-        state = "the best state so far" if result.evaluations else "weights that were never validated"
         raise Interrupted(f"{out} holds {state}, not scored on test") from None
     artifacts.update(out, record)
     return summary(out, record)
@@ -169,21 +252,35 @@ def _build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed
         mean=mean or getattr(base.config, "classifier_pooling", "") == "mean",
     )
     adapted.module.to(precision.device)
-    return Predictor(adapted, encoder, task.labels, precision)
+    return Predictor(adapted, encoder, task.labels, precision, units=units_of(task.unit))
 
 
-def _record(task: PreparedTask, source: Source, predictor: Predictor, recipe: Recipe) -> dict[str, Any]:
-    """What `posology.json` says of task, backbone and method."""
-    adapted = predictor.adapted
+def _task_record(task: PreparedTask) -> dict[str, Any]:
+    """What `posology.json` says of the task."""
     return {
         "task": {
             "name": task.name,
             "metric": task.metric,
             "protocol": task.protocol,
             "fingerprint": task.fingerprint,
+            "unit": task.unit,
         },
         "kind": task.kind,
         "labels": list(task.labels),
+    }
+
+
+def _scoring(task: PreparedTask, unit: str) -> dict[str, str] | None:
+    """What entities were counted on, and by which rule; None for classifiers."""
+    if task.kind != "token-classification":
+        return None
+    return {"unit": unit, "rule": "conlleval" if task.unit == "piece" else "strict"}
+
+
+def _adapted_record(source: Source, predictor: Predictor, recipe: Recipe) -> dict[str, Any]:
+    """What `posology.json` says of backbone and method."""
+    adapted = predictor.adapted
+    return {
         "backbone": {
             "name": source.title,
             "folder": None if source.hub_id else str(source.folder.absolute()),
@@ -201,7 +298,7 @@ def _record(task: PreparedTask, source: Source, predictor: Predictor, recipe: Re
         "precision": predictor.precision.reason,
         "threshold": None,
         "temperature": 1.0,
-        "versions": versions(),
+        "versions": versions("torch", "transformers", "peft", "tokenizers"),
     }
 
 
@@ -250,20 +347,25 @@ def evaluate(
         UserError: the artifact does not fit the task.
     """
     task = PreparedTask.open(data)
-    predictor = artifacts.load(artifact, task=task, backbone=backbone)
-    if predictor.kind != task.kind:
-        raise UserError(f"is for {predictor.kind}, and {task.name} is {task.kind}", "Choose data of its kind", artifact)
-    unknown = sorted(set(task.labels) - set(predictor.labels))
+    model = artifacts.load(artifact, task=task, backbone=backbone)
+    if model.kind != task.kind:
+        raise UserError(f"is for {model.kind}, and {task.name} is {task.kind}", "Choose data of its kind", artifact)
+    unknown = sorted(set(task.labels) - set(model.labels))
     if unknown:
         raise UserError(
             f"does not know the label{'s' * (len(unknown) > 1)} {', '.join(unknown)} of {task.name}",
             "Choose data with its labels, or train anew",
             artifact,
         )
-    documents = task.documents(split)
-    encoded = predictor.encoder.encode(documents)
-    result = predictor.evaluate(documents, predictor.logits(encoded, "evaluating"))
-    return {"artifact": str(artifact), "task": task.name, "split": split, **result, "coverage": encoded.coverage}
+    if task.unit not in model.units:
+        raise UserError(
+            f"knows the first pieces of words only, and {task.name} is scored on every piece",
+            "Choose data that are scored by word, or train anew",
+            artifact,
+        )
+    answers = model.answer(task.documents(split), "evaluating", unit=task.unit)
+    result = model.evaluate(answers.documents, answers.logits)
+    return {"artifact": str(artifact), "task": task.name, "split": split, **result, "coverage": answers.coverage}
 
 
 def targets(documents: Sequence[Document], kind: str, labels: Sequence[str]) -> list[np.ndarray]:
@@ -271,10 +373,7 @@ def targets(documents: Sequence[Document], kind: str, labels: Sequence[str]) -> 
     index = {name: position for position, name in enumerate(outputs_of(kind, labels))}
     if kind == "sequence-classification":
         return [np.array(index[str(document.label)]) for document in documents]
-    return [
-        np.array([index[tag] for tag in spans_to_tags(document.words, document.spans)], np.int64)
-        for document in documents
-    ]
+    return [np.array([index[tag] for tag in word_tags(document)], np.int64) for document in documents]
 
 
 def few(documents: Sequence[Document], shots: int, seed: int) -> list[Document]:
@@ -297,10 +396,9 @@ def few(documents: Sequence[Document], shots: int, seed: int) -> list[Document]:
     return [documents[position] for position in sorted(chosen)]
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    names = ("posology", "torch", "transformers", "peft", "tokenizers")
-    found = {name: importlib.metadata.version(name) for name in names}
+def versions(*names: str) -> dict[str, str]:
+    """The versions that a result depends on: of Python, Posology and these packages."""
+    found = {name: importlib.metadata.version(name) for name in ("posology", *names)}
     return {"python": platform.python_version(), **found, "threads": str(torch.get_num_threads())}
 
 

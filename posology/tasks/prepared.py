@@ -1,4 +1,4 @@
-"""A prepared task on disk: `task.json` beside `train/validation/test.parquet`, the only input of training."""
+"""A prepared task on disk: `task.json` and a card beside `train/validation/test.parquet`, the only input of training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from posology import __version__, files
 from posology.corpus.document import Document, Span
 from posology.corpus.tags import first_overlap
 from posology.errors import UserError
+from posology.tasks.card import task_card
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,6 +26,8 @@ METRICS = {
     "token-classification": ("entity_f1",),
 }
 """The metrics that may choose a checkpoint, by kind; the first is the default."""
+
+UNITS = ("word", "piece")
 
 TASK_FILE = "task.json"
 
@@ -45,6 +48,8 @@ class PreparedTask:
         sha256: SHA-256 of each split's Parquet file.
         notes: leak report, how splits were made, and counts of what was dropped or repaired.
         version: version of the program that prepared it.
+        unit: what entities are learnt and scored by: whole words, strictly; or the pieces that a tokenizer cuts words
+            into, each with the published tag of its word, as the paper's code has it.
     """
 
     folder: Path
@@ -58,6 +63,7 @@ class PreparedTask:
     source: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     version: str = ""
+    unit: Literal["word", "piece"] = "word"
 
     @classmethod
     def open(cls, folder: Path | str) -> PreparedTask:
@@ -91,9 +97,11 @@ class PreparedTask:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over kind, labels and the sums of the splits: equal for equal tasks, whatever they are called."""
-        content = json.dumps([self.kind, self.labels, [self.sha256[split] for split in SPLITS]])
-        return hashlib.sha256(content.encode()).hexdigest()
+        """SHA-256 over kind, labels, unit and the sums of the splits: equal for equal tasks, whatever they are called."""
+        content: list[Any] = [self.kind, self.labels, [self.sha256[split] for split in SPLITS]]
+        if self.unit != "word":
+            content.append(self.unit)
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def file(self, split: str) -> Path:
         """The Parquet file of a split."""
@@ -108,7 +116,7 @@ class PreparedTask:
             UserError: the file or a row of it breaks the contract.
         """
         path = self.file(split)
-        frame = _read_parquet(path, self.kind)
+        frame = _read_parquet(path, self.kind, self.unit)
         seen: dict[str, str] = {}
         documents = []
         for number, row in enumerate(frame.iter_rows(named=True), start=1):
@@ -122,10 +130,11 @@ class PreparedTask:
                 text_pair=row.get("text_pair"),
                 words=[(word["start"], word["end"]) for word in row.get("words", ())],
                 spans=[Span(span["start"], span["end"], span["label"]) for span in row.get("spans", ())],
+                tags=row["tags"] if self.unit == "piece" else None,
                 split=split,
                 place=place,
             )
-            _check_document(document, place, split, self.kind, self.labels, seen)
+            _check_document(document, place, split, self.kind, self.labels, self.unit, seen)
             documents.append(document)
         if len(documents) != self.counts[split]:
             raise UserError(
@@ -147,6 +156,7 @@ def write_prepared(
     protocol: str = "standard",
     source: Mapping[str, Any] | None = None,
     notes: Mapping[str, Any] | None = None,
+    unit: str = "word",
     overwrite: bool = False,
 ) -> PreparedTask:
     """Checks everything, then writes a prepared task in one stroke.
@@ -156,19 +166,22 @@ def write_prepared(
         labels: in the order that the model's outputs will have.
         splits: the documents of train, validation and test; ids are unique over all three.
         metric: one of `METRICS[kind]`, by default the first.
+        unit: one of `UNITS`; documents have `tags` if it is `piece`, and only then.
 
     Raises:
         UserError: a document breaks the contract, or the folder cannot be written.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is none of {KINDS}")
+    if unit not in UNITS or (unit == "piece" and kind != "token-classification"):
+        raise ValueError(f"unit {unit!r} does not fit a {kind} task")
     metric = metric or METRICS[kind][0]
     check_metric(metric, kind)
-    _check_splits(kind, labels, splits)
+    _check_splits(kind, labels, unit, splits)
     needs_bytes = 2**20 + sum(_estimated_bytes(document) for split in SPLITS for document in splits[split])
     with files.staged_folder(Path(folder), marker=TASK_FILE, needs_bytes=needs_bytes, overwrite=overwrite) as staging:
         for split in SPLITS:
-            _write_parquet(staging / f"{split}.parquet", kind, splits[split])
+            _write_parquet(staging / f"{split}.parquet", kind, unit, splits[split])
         content = {
             "name": name,
             "kind": kind,
@@ -180,8 +193,10 @@ def write_prepared(
             "source": dict(source or {}),
             "notes": dict(notes or {}),
             "version": __version__,
+            "unit": unit,
         }
         files.write_json(staging / TASK_FILE, content)
+        (staging / "README.md").write_text(task_card(content), encoding="utf-8")
     return PreparedTask.open(folder)
 
 
@@ -218,10 +233,12 @@ def _parse(path: Path, folder: Path) -> PreparedTask:
         raise UserError("field 'labels' is empty or repeats a label", again, path)
     if task.metric not in METRICS[task.kind]:
         raise UserError(f"field 'metric': {task.metric!r} does not fit a {task.kind} task", again, path)
+    if task.unit == "piece" and task.kind != "token-classification":
+        raise UserError(f"field 'unit': {task.unit!r} does not fit a {task.kind} task", again, path)
     return task
 
 
-def _check_splits(kind: str, labels: Sequence[str], splits: Mapping[str, Sequence[Document]]) -> None:
+def _check_splits(kind: str, labels: Sequence[str], unit: str, splits: Mapping[str, Sequence[Document]]) -> None:
     if set(splits) != set(SPLITS):
         raise ValueError(f"splits must be exactly {SPLITS}, not {tuple(splits)}")
     for split in SPLITS:
@@ -239,11 +256,11 @@ def _check_splits(kind: str, labels: Sequence[str], splits: Mapping[str, Sequenc
     seen: dict[str, str] = {}
     for split in SPLITS:
         for number, document in enumerate(splits[split], start=1):
-            _check_document(document, document.place or f"{split}, row {number}", split, kind, labels, seen)
+            _check_document(document, document.place or f"{split}, row {number}", split, kind, labels, unit, seen)
 
 
 def _check_document(
-    document: Document, place: str, split: str, kind: str, labels: Sequence[str], seen: dict[str, str]
+    document: Document, place: str, split: str, kind: str, labels: Sequence[str], unit: str, seen: dict[str, str]
 ) -> None:
     """Raises UserError for the first thing that breaks the contract; `seen` maps the ids met so far to their places."""
     if not document.id:
@@ -260,12 +277,27 @@ def _check_document(
     _check_offsets(document, place)
     for span in document.spans:
         _check_label(span.label, labels, split, place)
+    if (document.tags is None) == (unit == "piece"):
+        raise ValueError(f"{place}: a document has tags if, and only if, the unit is piece")
+    if document.tags is not None:
+        _check_tags(document.tags, len(document.words), labels, split, place)
+
+
+def _check_tags(tags: Sequence[str], words: int, labels: Sequence[str], split: str, place: str) -> None:
+    if len(tags) != words:
+        raise UserError(f"has {len(tags)} tags for {words} words", "Give every word one tag", place)
+    for number, tag in enumerate(tags, start=1):
+        if tag == "O":
+            continue
+        if tag[:2] not in ("B-", "I-"):
+            raise UserError(f"tag {number} is {tag!r}", "Give O, or B- or I- and a label", place)
+        _check_label(tag[2:], labels, split, place)
 
 
 def _check_nulls(row: Mapping[str, Any], place: str) -> None:
     for name, value in row.items():
         items = value if isinstance(value, list) else []
-        null_inside = any(item is None or None in item.values() for item in items)
+        null_inside = any(item is None or (isinstance(item, dict) and None in item.values()) for item in items)
         if null_inside or (value is None and name != "text_pair"):
             raise UserError(f"column {name!r} has a null", "Run `posology prepare` again", place)
 
@@ -342,10 +374,10 @@ def _encodable(text: str) -> bool:
 
 def _estimated_bytes(document: Document) -> int:
     text = len(document.text) + len(document.text_pair or "")
-    return 3 * text + 16 * len(document.words) + 64 * len(document.spans) + 64
+    return 3 * text + 24 * len(document.words) + 64 * len(document.spans) + 64
 
 
-def _schema(kind: str, with_pair: bool) -> dict[str, pl.DataType]:
+def _schema(kind: str, unit: str, with_pair: bool) -> dict[str, pl.DataType]:
     import polars as pl
 
     schema: dict[str, Any] = {"id": pl.String(), "group": pl.String(), "text": pl.String()}
@@ -355,13 +387,14 @@ def _schema(kind: str, with_pair: bool) -> dict[str, pl.DataType]:
         return schema | {"label": pl.String()}
     offsets: dict[str, Any] = {"start": pl.Int64(), "end": pl.Int64()}
     labelled = offsets | {"label": pl.String()}
-    return schema | {"words": pl.List(pl.Struct(offsets)), "spans": pl.List(pl.Struct(labelled))}
+    schema |= {"words": pl.List(pl.Struct(offsets)), "spans": pl.List(pl.Struct(labelled))}
+    return schema | {"tags": pl.List(pl.String())} if unit == "piece" else schema
 
 
-def _write_parquet(path: Path, kind: str, documents: Sequence[Document]) -> None:
+def _write_parquet(path: Path, kind: str, unit: str, documents: Sequence[Document]) -> None:
     import polars as pl
 
-    schema = _schema(kind, any(document.text_pair is not None for document in documents))
+    schema = _schema(kind, unit, any(document.text_pair is not None for document in documents))
     rows = list(_rows(kind, documents, schema))
     buffer = io.BytesIO()  # on a full disk polars itself raises an error of its own, and bytes an OSError
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(buffer, compression="zstd")
@@ -377,14 +410,14 @@ def _rows(kind: str, documents: Sequence[Document], schema: Mapping[str, pl.Data
         yield tuple(values[name] if name in values else getattr(document, name) for name in schema)
 
 
-def _read_parquet(path: Path, kind: str) -> pl.DataFrame:
+def _read_parquet(path: Path, kind: str, unit: str) -> pl.DataFrame:
     import polars as pl
 
     try:
         frame = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError("is no readable Parquet file", "Run `posology prepare` again", path) from error
-    for name, dtype in _schema(kind, "text_pair" in frame.columns).items():
+    for name, dtype in _schema(kind, unit, "text_pair" in frame.columns).items():
         if name not in frame.columns:
             raise UserError(f"column {name!r} is missing", "Run `posology prepare` again", path)
         if frame.schema[name] != dtype:

@@ -92,6 +92,71 @@ def test_the_fingerprint_depends_on_content_alone(tmp_path: Path) -> None:
     assert len({one.fingerprint, other_order.fingerprint, other_text.fingerprint}) == 3
 
 
+def _published(folder: Path, tags: list[str] | None, **changes: Any) -> PreparedTask:
+    splits = {
+        split: [Document(split, "chest pain", words=[(0, 5), (6, 10)], tags=tags, place=f"{split}.txt:1")]
+        for split in SPLITS
+    }
+    known = {"name": "p", "kind": "token-classification", "labels": ["Problem"], "splits": splits, "unit": "piece"}
+    return write_prepared(folder, **known | changes)
+
+
+def test_published_tags_come_back(tmp_path: Path) -> None:
+    task = _published(tmp_path / "out", ["O", "I-Problem"])
+    assert PreparedTask.open(tmp_path / "out").unit == task.unit == "piece"
+    assert task.documents("test")[0].tags == ["O", "I-Problem"]
+    assert pl.read_parquet_schema(task.file("test"))["tags"] == pl.List(pl.String())
+    assert _entities(tmp_path / "word").documents("test")[0].tags is None
+    fingerprints = {
+        _published(tmp_path / str(n), tags).fingerprint for n, tags in enumerate((["O", "O"], ["O", "I-Problem"]))
+    }
+    assert len(fingerprints) == 2 and task.fingerprint in fingerprints
+    _set(tmp_path / "out", "unit", "word")
+    assert PreparedTask.open(tmp_path / "out").fingerprint != task.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (["O"], "train.txt:1: has 1 tags for 2 words"),
+        (["O", "Problem"], "train.txt:1: tag 2 is 'Problem'"),
+        (["O", "S-Problem"], "train.txt:1: tag 2 is 'S-Problem'"),
+        (["B-Drug", "O"], "train.txt:1: split 'train' has label 'Drug'"),
+        (["B-", "O"], "train.txt:1: the label is empty"),
+    ],
+)
+def test_tags_that_break_the_contract_are_not_written(tmp_path: Path, tags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _published(tmp_path / "out", tags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tags_and_unit_go_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="if, and only if, the unit is piece"):
+        _published(tmp_path / "out", None)
+    with pytest.raises(ValueError, match="if, and only if, the unit is piece"):
+        _published(tmp_path / "out", ["O", "O"], unit="word")
+    with pytest.raises(ValueError, match="unit 'piece' does not fit"):
+        _classification(tmp_path / "out", unit="piece")
+    with pytest.raises(ValueError, match="unit 'line' does not fit"):
+        _published(tmp_path / "out", ["O", "O"], unit="line")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_tags_are_found(tmp_path: Path) -> None:
+    task = _published(tmp_path / "out", ["O", "O"])
+    _rewrite(task.file("train"), lambda frame: frame.with_columns(tags=pl.Series([["O", None]])))
+    with pytest.raises(UserError, match=r"row 1: column 'tags' has a null"):
+        PreparedTask.open(tmp_path / "out").documents("train")
+    _rewrite(task.file("train"), lambda frame: frame.drop("tags"))
+    with pytest.raises(UserError, match="column 'tags' is missing"):
+        PreparedTask.open(tmp_path / "out").documents("train")
+    _classification(tmp_path / "c")
+    _set(tmp_path / "c", "unit", "piece")
+    with pytest.raises(UserError, match="field 'unit'"):
+        PreparedTask.open(tmp_path / "c")
+
+
 @given(st.text(st.characters(codec="utf-8"), max_size=40), st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_text_with_any_spans_comes_back(text: str, data: st.DataObject) -> None:
