@@ -37,6 +37,10 @@ app = App(
 
 # These functions are commands as they are: their signatures are the options, their docstrings the help.
 _COMMANDS = {
+    "synthesise": (
+        "posology.synthetic.command:synthesise",
+        "Write a synthetic hospital: MIMIC-III tables with notes, and i2b2 trees, with labels.",
+    ),
     "prepare": ("posology.tasks.generic:prepare", "Turn labelled text of any common format into a prepared task."),
     "evaluate": ("posology.engine.train:evaluate", "Score an artifact on a split of a prepared task, with intervals."),
     "predict": (
@@ -67,12 +71,12 @@ def train(
     Args:
         data: a prepared task.
         out: the artifact's folder; must be new or empty.
-        backbone: catalogue name (`posology backbones`), folder, or NAME:K for its first K layers.
-        method: how the backbone is adapted (`posology methods`).
+        backbone: catalogue name (`posology backbones`), folder, or NAME:K for its first K layers; baselines need none.
+        method: how the backbone is adapted, or a baseline: tf-idf, random-forest, dictionary (`posology methods`).
         recipe: standard, or paper for the study's hyper-parameters.
-        set: fields of the recipe to replace, such as --set learning_rate=1e-3 rank=16.
+        set: fields of the recipe, or settings of a baseline, to replace, such as --set learning_rate=1e-3 rank=16.
         seed: of initialisation, order and dropout.
-        max_seconds: stop training after so many seconds, evaluations excluded.
+        max_seconds: stop training after so many seconds, evaluations excluded; a baseline tries no further setting.
         shots: train on so many documents per class, or per entity type.
         overwrite: replace `out`.
     """
@@ -130,29 +134,26 @@ def backbones() -> list[dict[str, Any]]:
 @app.command
 def methods() -> list[dict[str, Any]]:
     """List the methods of adaptation, and which architectures each works on."""
-    from posology.engine.methods import METHODS, table
-    from posology.engine.recipe import make_recipe
+    from posology.engine.methods import listing
 
-    works = table()
-    return [
-        {
-            "method": name,
-            "description": method.description,
-            "reference": method.reference,
-            "learning_rate": make_recipe(name).learning_rate,
-            "refused": {on: why for on, why in works[name].items() if why != "works"},
-        }
-        for name, method in METHODS.items()
-    ]
+    return listing()
 
 
 @app.command
 def tasks() -> list[dict[str, Any]]:
     """List the tasks that `posology prepare` makes."""
+    from posology.tasks.clinical import TASKS
+
+    own = "your own, in any common format"
+    classes, entities = "sequence-classification", "token-classification"
     return [
-        {"task": "classification", "kind": "sequence-classification", "predicts": "the class of a text"},
-        {"task": "relations", "kind": "sequence-classification", "predicts": "the relation of two marked mentions"},
-        {"task": "entities", "kind": "token-classification", "predicts": "entities as spans of characters"},
+        {"task": "classification", "kind": classes, "source": own, "predicts": "the class of a text"},
+        {"task": "relations", "kind": classes, "source": own, "predicts": "the relation of two marked mentions"},
+        {"task": "entities", "kind": entities, "source": own, "predicts": "entities as spans of characters"},
+        *(
+            {"task": name, "kind": task.kind, "source": task.corpus, "predicts": task.predicts}
+            for name, task in TASKS.items()
+        ),
     ]
 
 

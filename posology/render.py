@@ -49,8 +49,9 @@ def _show_scores(console: Console, result: dict[str, Any]) -> None:
         console.print(f"({len(ranked) - _WIDEST} rarer labels: --json shows them)", highlight=False)
     if "parameters" in result:
         parameters = result["parameters"]
+        kind = "trainable" if parameters["total"] > parameters["method"] else "fitted"
         console.print(
-            f"{parameters['method']:,} trainable parameters and {parameters['head']:,} of the head, "
+            f"{parameters['method']:,} {kind} parameters and {parameters['head']:,} of the head, "
             f"of {parameters['total']:,}; {result['adapter_bytes'] / 1e6:.2f} MB; "
             f"{result['seconds']:.0f} s of training; {result['coverage']['test']:.1%} of the test text read",
             highlight=False,

@@ -15,6 +15,7 @@ LAYERS = [
     {"errors", "files", "console"},
     {"catalog"},
     {"corpus"},
+    {"synthetic"},
     {"tasks"},
     {"evaluation"},
     {"engine"},

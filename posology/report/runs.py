@@ -14,8 +14,8 @@ class RunRow:
     Attributes:
         task: name of the prepared task.
         kind: `sequence-classification` or `token-classification`.
-        backbone: catalogue name or folder name, such as `minilm:3`.
-        backbone_parameters: parameters of the backbone, without head and adapter.
+        backbone: catalogue name or folder name, such as `minilm:3`; `none` for a baseline.
+        backbone_parameters: parameters of the backbone, without head and adapter; 0 for a baseline.
         method: how the backbone was adapted: `full`, `lora`, ...
         metric: name of the score; higher is better.
         value: the score on the test split; not finite where it is undefined.
@@ -49,7 +49,12 @@ class RunRow:
 
     @property
     def name(self) -> str:
-        return f"{self.method} on {self.backbone}"
+        return f"{self.method} on {self.backbone}" if self.adapted else self.method
+
+    @property
+    def adapted(self) -> bool:
+        """Whether a backbone was adapted; a baseline has none."""
+        return self.backbone_parameters > 0
 
     @property
     def scored(self) -> bool:
@@ -74,7 +79,7 @@ class Comparison:
         rows: every run, scored ones first, best first.
         best: the run with the highest score, the cheaper one of equals; None if no run has a score.
         level: runs that are not distinguishable from the best, the best included, cheapest first.
-        efficient: the highest-scoring run that is not full fine-tuning, if any.
+        efficient: the highest-scoring run that adapted a backbone without full fine-tuning, if any.
     """
 
     task: str
@@ -104,7 +109,7 @@ def _compare_group(runs: list[RunRow]) -> Comparison:
     rows = scored + [run for run in runs if not run.scored]
     best = scored[0] if scored else None
     level = sorted((run for run in scored if best and run.high >= best.low), key=lambda run: run.cost)
-    efficient = next((run for run in scored if run.method != "full"), None)
+    efficient = next((run for run in scored if run.method != "full" and run.adapted), None)
     return Comparison(runs[0].task, runs[0].kind, runs[0].metric, tuple(rows), best, tuple(level), efficient)
 
 

@@ -1,4 +1,4 @@
-"""`posology prepare classification|entities|relations`: any labelled text in a known format to a prepared task."""
+"""`posology prepare`: any labelled text in a known format to a prepared task; the study's tasks go to `clinical`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from posology.corpus import brat, relations
 from posology.corpus.document import Document, Span
 from posology.corpus.tags import SCHEMES, covering_words, first_overlap, keep_longest, snap
 from posology.errors import UserError
-from posology.tasks import sources
+from posology.tasks import clinical, sources
+from posology.tasks.built import Protocol
+from posology.tasks.i2b2_entities import View
 from posology.tasks.leaks import LeakRule, count_conflicts, handle_leaks
 from posology.tasks.prepared import (
     METRICS,
@@ -30,14 +32,17 @@ from posology.tasks.prepared import (
 )
 from posology.tasks.split import apply_lists, complete
 
-Task = Literal["classification", "entities", "relations"]
+Task = Literal[
+    "classification", "entities", "relations",
+    "mimic-mp", "mimic-los", "mimic-triage", "i2b2-2010-re", "i2b2-2010-ner", "i2b2-2012-ner", "i2b2-2014-ner",
+]  # fmt: skip
 Format = Literal["csv", "tsv", "jsonl", "parquet", "folders", "conll", "brat", "datasets"]
 Scheme = Literal["iob1", "iob2", "bioes"]
 
-_TASKS = get_args(Task)
+_TASKS = ("classification", "entities", "relations")
 _SUMMARY_ROWS = 27
 _TABLES = (*sources.TABLES, "datasets")
-# The formats for which an option means something, by task.
+# Of generic tasks, the formats for which an option means something, by task.
 _APPLIES: dict[str, dict[str, Sequence[str]]] = {
     "text": dict.fromkeys(_TASKS, _TABLES),
     "label": {"classification": _TABLES, "relations": _TABLES, "entities": ("datasets",)},
@@ -60,7 +65,9 @@ _APPLIES: dict[str, dict[str, Sequence[str]]] = {
     "online": dict.fromkeys(_TASKS, ("datasets",)),
 }
 _CHOICES: dict[str, Sequence[str]] = {
-    "task": _TASKS,
+    "task": get_args(Task),
+    "protocol": get_args(Protocol),
+    "view": get_args(View),
     "format": get_args(Format),
     "scheme": SCHEMES,
     "discontinuous": get_args(brat.Discontinuous),
@@ -78,6 +85,8 @@ def prepare(
     out: Path,
     *,
     name: str | None = None,
+    protocol: Protocol = "standard",
+    view: View = "lines",
     format: Format | None = None,
     text: str | None = None,
     label: str | None = None,
@@ -112,11 +121,14 @@ def prepare(
     """Reads labelled text, checks it, splits it and writes a prepared task.
 
     Args:
-        task: what to predict: a class of a text, entities in it, or the relation of two marked arguments.
+        task: what to predict: a class of a text, entities in it, or the relation of two marked arguments; or a task of
+            the study (`posology tasks`), from MIMIC-III or i2b2 as downloaded.
         source: a file, or a folder with files called train, dev and test, sub-folders of these names, one folder for
             each class, BRAT pairs, or a saved Hugging Face dataset; with `online`, an id on the hub.
         out: the folder to write; must be new or empty.
-        name: what to call the task; by default the name of `out`.
+        name: what to call the task; by default the name of `out`, or the study's task.
+        protocol: of a task of the study: `standard`, or `paper` to do as its code did, defects included.
+        view: of the study's entity tasks: one document for each line, or for each record.
         format: the format of the files, where their extensions do not tell.
         text: column of the text (of the tokens, in a dataset with token tags); guessed if one is called text,
             sentence or note.
@@ -141,7 +153,7 @@ def prepare(
         train: file or folder that makes the training split, whatever its name.
         validation: likewise for validation.
         test: likewise for test.
-        splits: folder with lists of ids or groups: train.txt, validation.txt, test.txt.
+        splits: folder with lists of ids or groups (patients): train.txt, validation.txt, test.txt.
         unknown_labels: what to do with labels that training lacks: refuse them, or drop the documents (entities).
         leaks: what to do with the same text or group in two splits: refuse, allow, or drop from the earlier split.
         metric: chooses checkpoints in training; by default macro_f1, or entity_f1 for entities.
@@ -154,6 +166,8 @@ def prepare(
     """
     options = dict(locals())
     _check_choices(options)
+    if task in clinical.TASKS:
+        return _prepare_clinical(options)
     kind: str = "token-classification" if task == "entities" else "sequence-classification"
     check_metric(metric or METRICS[kind][0], kind)
     out = Path(out)
@@ -161,6 +175,9 @@ def prepare(
     explicit = {"train": train, "validation": validation, "test": test}
     format_found, parts = sources.find(task, source, format=format, explicit=explicit, online=online)
     given = _check_options(options, task, format_found)
+    for option in ("protocol", "view"):
+        if options[option] != _default(option):
+            raise UserError(f"means nothing for task {task!r}", "Leave it out", _flag(option))
     if splits is None:
         sources.tell_splits(parts)
     counts: Counter[str] = Counter()
@@ -191,6 +208,27 @@ def prepare(
     return prepared
 
 
+def _prepare_clinical(options: Mapping[str, Any]) -> PreparedTask:
+    """Refuses the options that mean nothing for the task and protocol, and builds it."""
+    task, protocol = options["task"], options["protocol"]
+    for_all = {"task", "source", "out", "name", "protocol", "metric", "overwrite"}
+    taken = for_all | set(clinical.TASKS[task].options[protocol])
+    for option, value in options.items():
+        if option not in taken and value != _default(option):
+            raise UserError(f"means nothing for task {task!r}, protocol {protocol!r}", "Leave it out", _flag(option))
+    source, out = Path(options["source"]), Path(options["out"])
+    _check_out(out, [source, options["splits"]], options["overwrite"])
+    known = inspect.signature(clinical.prepare).parameters
+    given = {option: value for option, value in options.items() if option in known}
+    prepared = clinical.prepare(**given | {"source": source, "out": out})
+    _summarise(prepared, {split: prepared.documents(split) for split in SPLITS}, {})
+    return prepared
+
+
+def _default(option: str) -> Any:
+    return inspect.signature(prepare).parameters[option].default
+
+
 def _check_choices(options: Mapping[str, Any]) -> None:
     for option, choices in _CHOICES.items():
         value = options[option]
@@ -214,8 +252,7 @@ def _check_options(options: Mapping[str, Any], task: str, format: str) -> dict[s
         raise UserError("lists of ids and files for each split exclude each other", "Leave out one of them", "--splits")
     if options["repair"] and options["scheme"] not in (None, "iob2"):
         raise UserError(f"--repair mends IOB2 tags, not {options['scheme']}", "Leave out one of the two", "--repair")
-    defaults = {name: parameter.default for name, parameter in inspect.signature(prepare).parameters.items()}
-    given = {option: options[option] for option in _APPLIES if options[option] != defaults[option]}
+    given = {option: options[option] for option in _APPLIES if options[option] != _default(option)}
     for option in given:
         if task not in _APPLIES[option]:
             raise UserError(f"means nothing for task {task!r}", "Leave it out", _flag(option))

@@ -40,13 +40,16 @@ def split_of_file(path: Path) -> str | None:
 
 
 def complete(
-    documents: Sequence[Document], *, seed: int, place: object
+    documents: Sequence[Document], *, seed: int, place: object, by_text: bool = True
 ) -> tuple[dict[str, list[Document]], dict[str, Any]]:
     """Documents by split; splits that no document names are cut from training (or from everything where none is given).
 
     Documents of one group stay together, and so do documents with the same text, unless texts that turn up everywhere
     would tie most of the corpus together. Classes (for token classification each document's rarest entity type) keep
     their shares as far as that allows, and training gets every label that is there.
+
+    Args:
+        by_text: whether documents with the same text stay together; lines of notes need not, since headings repeat.
 
     Returns:
         The splits, and notes on how they were made.
@@ -67,18 +70,21 @@ def complete(
     if missing:
         tenths = {split: {"validation": 1, "test": 2}[split] for split in missing}
         notes |= {"made": tenths, "method": "stratified by label, whole groups, in tenths", "seed": seed}
-        notes |= _cut(splits, tenths, seed, place)
+        notes |= _cut(splits, tenths, seed, place, by_text)
     return splits, notes
 
 
-def _cut(splits: dict[str, list[Document]], tenths: Mapping[str, int], seed: int, place: object) -> dict[str, Any]:
+def _cut(
+    splits: dict[str, list[Document]], tenths: Mapping[str, int], seed: int, place: object, by_text: bool
+) -> dict[str, Any]:
     """Moves some of the training documents to the splits in `tenths`.
 
     Returns:
         Notes: whether copies of a text were kept together, and how many documents went to training for their labels.
     """
     documents = splits["train"]
-    units, groups = _units(documents, by_text=True), _units(documents, by_text=False)
+    groups = _units(documents, by_text=False)
+    units = _units(documents, by_text=True) if by_text else groups
     together = _largest(units) <= max(_LARGEST_UNIT * len(documents), _largest(groups))
     if not together:
         units = groups
@@ -102,7 +108,7 @@ def _cut(splits: dict[str, list[Document]], tenths: Mapping[str, int], seed: int
     moved = _keep_labels_in_train(documents, units, assigned)
     for split in ("train", *tenths):
         splits[split] = [document for document, unit in zip(documents, units, strict=True) if assigned[unit] == split]
-    return {"copies_kept_together": together, "documents_moved_to_train": moved}
+    return {"copies_kept_together": together and by_text, "documents_moved_to_train": moved}
 
 
 def _units(documents: Sequence[Document], *, by_text: bool) -> list[int]:
@@ -170,6 +176,13 @@ def _keep_labels_in_train(documents: Sequence[Document], units: Sequence[int], a
             moved.add(holders[label][0])
             assigned[holders[label][0]] = "train"
     return sum(unit in moved for unit in units)
+
+
+def how_split(documents: Sequence[Document], seed: int) -> str:
+    """How `complete` splits records of a corpus that may come with an official test set, as a sentence for a card."""
+    if any(document.split == "test" for document in documents):
+        return f"Test is the official test set; validation is a tenth of the training records, drawn with seed {seed}."
+    return f"The source has no test set: 70 % training, 10 % validation and 20 % test by record, drawn with seed {seed}."
 
 
 def apply_lists(documents: Sequence[Document], folder: Path) -> dict[str, Any]:
