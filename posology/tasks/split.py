@@ -182,7 +182,9 @@ def how_split(documents: Sequence[Document], seed: int) -> str:
     """How `complete` splits records of a corpus that may come with an official test set, as a sentence for a card."""
     if any(document.split == "test" for document in documents):
         return f"Test is the official test set; validation is a tenth of the training records, drawn with seed {seed}."
-    return f"The source has no test set: 70 % training, 10 % validation and 20 % test by record, drawn with seed {seed}."
+    return (
+        f"The source has no test set: 70 % training, 10 % validation and 20 % test by record, drawn with seed {seed}."
+    )
 
 
 def apply_lists(documents: Sequence[Document], folder: Path) -> dict[str, Any]:
