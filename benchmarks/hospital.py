@@ -76,7 +76,7 @@ def one(data: Path, out: Path, method: str, arguments: argparse.Namespace) -> di
         method = "tf-idf" if task["kind"] == "sequence-classification" else "dictionary"
         options: list[object] = []
     else:
-        options = ["--backbone", arguments.backbone, "--set", f"epochs={epochs(data, arguments.characters)}"]
+        options = ["--backbone", arguments.backbone, "--set", *settings(data, arguments.characters)]
     run = posology("train", data, "--method", method, "--out", out, *options)
     scored = posology("evaluate", out, data)
     return {
@@ -94,12 +94,17 @@ def one(data: Path, out: Path, method: str, arguments: argparse.Namespace) -> di
     }
 
 
-def epochs(data: Path, characters: float) -> int:
-    """How many passes over a training set read about so many characters."""
+def settings(data: Path, characters: float) -> list[str]:
+    """As many passes over a training set as read about so many characters; small batches where texts are long and few."""
     import polars as pl
 
-    length = pl.read_parquet(data / "train.parquet", columns=["text"])["text"].str.len_chars().sum()
-    return min(10, max(1, round(characters / length)))
+    lengths = pl.read_parquet(data / "train.parquet", columns=["text"])["text"].str.len_chars()
+    passes = min(10, max(1, round(characters / lengths.sum())))
+    return [f"epochs={passes}", f"batch_size={8 if lengths.mean() > LONG else 16}"]
+
+
+LONG = 500
+"""Characters from which texts count as long."""
 
 
 def posology(*arguments: object) -> dict[str, Any]:
