@@ -1,6 +1,6 @@
 """Posology: the smallest, cheapest language model, adapted in the cheapest way, that does a clinical text task.
 
-The Python API mirrors the command line: `prepare`, `train`, `evaluate`, `predict`, `load`, and `PreparedTask`. Nothing
+The Python API mirrors the command line: `synthesise`, `prepare`, `train`, `evaluate`, `predict`, `load`, `PreparedTask`. Nothing
 heavy is imported until one of them is used.
 """
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from posology.engine.artifact import load
     from posology.engine.predict import predict
     from posology.engine.train import evaluate, train
+    from posology.synthetic.command import synthesise
     from posology.tasks.generic import prepare
     from posology.tasks.prepared import PreparedTask
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "synthesise": "posology.synthetic.command",
     "prepare": "posology.tasks.generic",
     "PreparedTask": "posology.tasks.prepared",
     "train": "posology.engine.train",
@@ -27,7 +29,7 @@ _HOMES = {
     "load": "posology.engine.artifact",
 }
 
-__all__ = ["PreparedTask", "__version__", "evaluate", "load", "predict", "prepare", "train"]
+__all__ = ["PreparedTask", "__version__", "evaluate", "load", "predict", "prepare", "synthesise", "train"]
 
 
 def __getattr__(name: str) -> Any:
