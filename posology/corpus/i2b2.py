@@ -44,13 +44,16 @@ class TokenLines:
     def span(self, line: int, first: int, last_line: int, last: int) -> tuple[int, int] | None:
         """Characters from token `first` of `line` to token `last` (inclusive) of `last_line`; None: no such tokens.
 
-        They are empty for an empty token 0 by itself.
+        They are empty for an empty token 0 by itself; where words follow it, they begin with the first of these.
         """
         if not (1 <= line <= last_line <= len(self.lines)) or (line, first) > (last_line, last):
             return None
         if not (first < len(self.lines[line - 1]) and last < len(self.lines[last_line - 1])):
             return None
-        return self.lines[line - 1][first][0], self.lines[last_line - 1][last][1]
+        (start, word_end), end = self.lines[line - 1][first], self.lines[last_line - 1][last][1]
+        if start == word_end < end:
+            start = self._starts[bisect_left(self._starts, start)]
+        return start, end
 
     def position(self, start: int, end: int) -> tuple[int, int, int, int]:
         """`(line, first, last_line, last)` of the tokens that `text[start:end]` touches.
