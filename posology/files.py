@@ -90,12 +90,15 @@ def check_free(target: Path, *, marker: str, overwrite: bool) -> None:
         marker: the file that shows that a folder is one of ours.
         overwrite: whether a folder of ours may be replaced.
     """
-    if target.resolve() == Path.cwd():
-        raise UserError("is the folder you are in", "Name a new folder", target)
-    if target.exists() and not target.is_dir():
-        raise UserError("is a file, and --out must be new", "Name another folder", target)
-    if not target.is_dir() or not any(target.iterdir()):
-        return
+    try:
+        if target.resolve() == Path.cwd():
+            raise UserError("is the folder you are in", "Name a new folder", target)
+        if target.exists() and not target.is_dir():
+            raise UserError("is a file, and --out must be new", "Name another folder", target)
+        if not target.is_dir() or not any(target.iterdir()):
+            return
+    except OSError as error:  # a folder on the way that one may not enter
+        raise _cannot_write(target, error) from error
     if not overwrite:
         raise UserError(
             "is a folder that is not empty, and --out must be new", "Name another folder or add --overwrite", target
@@ -111,11 +114,11 @@ def check_writable(target: Path, needs_bytes: int) -> None:
         target: a folder or file that does not exist yet.
         needs_bytes: an estimate of what it will hold.
     """
-    existing = next(folder for folder in target.absolute().parents if folder.exists())
-    if not existing.is_dir():
-        raise UserError("is a file, where a folder would be needed", "Name another place", existing)
-    check_space(existing, needs_bytes)
     try:
+        existing = next(folder for folder in target.absolute().parents if folder.exists())
+        if not existing.is_dir():
+            raise UserError("is a file, where a folder would be needed", "Name another place", existing)
+        check_space(existing, needs_bytes)
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:

@@ -49,6 +49,7 @@ def read_blocks(
             first, _, block = block.partition(b"\n")
             header = _header(first, columns, path)
             line += 1
+        _check_quotes(block, line, path)  # after the header, whose fault is more likely and easier to tell
         frame = _parsed(block, header, columns, line, path).with_row_index("row", rows + 1)
         rows += frame.height
         yield frame
@@ -76,23 +77,23 @@ def _header(line: bytes, columns: Sequence[str], path: Path) -> list[str]:
 
 
 def _whole_rows(path: Path, block_bytes: int, advance: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-    """Yields `(line, rows)`: the number of the first line, from 1, and rows up to a line break that ends one."""
+    """Yields `(line, rows)`: the number of the first line, from 1, and rows up to a line break that ends one.
+
+    Whether quotes stand where they may is for the caller to check.
+    """
     pending, line = b"", 1
     for content in _contents(path, block_bytes, advance):
         pending += content
         end = _end_of_rows(pending)
         if end:
             rows, pending = pending[:end], pending[end:]
-            _check_quotes(rows, line, path)
             yield line, rows
             line += rows.count(b"\n")
         elif len(pending) > _LONGEST_ROW:
             _check_quotes(pending + b"\n", line, path)
             raise UserError("the row that begins here is too long", "Check that it is a CSV file", f"{path}:{line}")
     if pending:
-        rows = pending if pending.endswith(b"\n") else pending + b"\n"
-        _check_quotes(rows, line, path)
-        yield line, rows
+        yield line, pending if pending.endswith(b"\n") else pending + b"\n"
 
 
 def _contents(path: Path, block_bytes: int, advance: Callable[[int], None]) -> Iterator[bytes]:

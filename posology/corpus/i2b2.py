@@ -44,16 +44,15 @@ class TokenLines:
     def span(self, line: int, first: int, last_line: int, last: int) -> tuple[int, int] | None:
         """Characters from token `first` of `line` to token `last` (inclusive) of `last_line`; None: no such tokens.
 
-        They are empty for an empty token 0 by itself; where words follow it, they begin with the first of these.
+        They begin and end with words, not with an empty token 0; without any word they are empty.
         """
         if not (1 <= line <= last_line <= len(self.lines)) or (line, first) > (last_line, last):
             return None
         if not (first < len(self.lines[line - 1]) and last < len(self.lines[last_line - 1])):
             return None
-        (start, word_end), end = self.lines[line - 1][first], self.lines[last_line - 1][last][1]
-        if start == word_end < end:
-            start = self._starts[bisect_left(self._starts, start)]
-        return start, end
+        start, end = self.lines[line - 1][first][0], self.lines[last_line - 1][last][1]
+        first_word, last_word = bisect_left(self._starts, start), bisect_right(self._ends, end) - 1
+        return (self._starts[first_word], self._ends[last_word]) if first_word <= last_word else (start, start)
 
     def position(self, start: int, end: int) -> tuple[int, int, int, int]:
         """`(line, first, last_line, last)` of the tokens that `text[start:end]` touches.

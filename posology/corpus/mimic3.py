@@ -20,6 +20,7 @@ import polars as pl
 
 from posology.console import progress
 from posology.corpus import csvblocks
+from posology.corpus.textfile import entries_of
 from posology.errors import UserError
 
 DISCHARGE = "Discharge summary"
@@ -27,6 +28,7 @@ DISCHARGE = "Discharge summary"
 
 COLUMNS: dict[str, Sequence[str]] = {
     "ADMISSIONS": ("subject_id", "hadm_id", "admittime", "dischtime", "admission_type", "hospital_expire_flag"),
+    "PATIENTS": ("subject_id", "gender", "dob"),
     "DIAGNOSES_ICD": ("hadm_id", "seq_num", "icd9_code"),
     "PROCEDURES_ICD": ("hadm_id", "seq_num", "icd9_code"),
     "NOTEEVENTS": ("subject_id", "hadm_id", "chartdate", "charttime", "category", "description", "iserror", "text"),
@@ -117,7 +119,7 @@ def find_table(folder: Path, name: str) -> Path:
     """
     if not folder.is_dir():
         raise UserError("there is no such folder", "Name the folder that holds the tables of MIMIC-III", folder)
-    entries = sorted(path for path in folder.iterdir() if path.is_file())
+    entries = [path for path in entries_of(folder) if path.is_file()]
     for ending in (".csv", ".csv.gz"):
         for path in entries:
             if path.name.lower() == name.lower() + ending:
@@ -190,6 +192,31 @@ def read_first_codes(folder: Path, table: str, problems: list[tuple[str, str]]) 
         else:
             codes[hadm] = (code or "").strip()
     return codes
+
+
+def read_codes(folder: Path, table: str) -> dict[int, list[str]]:
+    """The ICD-9 codes of each admission in the order of SEQ_NUM; rows that lack a field are left out.
+
+    Raises:
+        UserError: table or column missing, or a number that is none.
+    """
+    path, frame = _read_whole(folder, table)
+    frame = frame.with_columns(_numbers(frame, "hadm_id", path), _numbers(frame, "seq_num", path)).drop_nulls()
+    codes: dict[int, list[str]] = {}
+    for _, hadm, _, code in frame.sort("seq_num", "row").iter_rows():
+        codes.setdefault(hadm, []).append(code.strip())
+    return codes
+
+
+def read_patients(folder: Path) -> dict[int, tuple[str, datetime | None]]:
+    """GENDER and date of birth by SUBJECT_ID.
+
+    Raises:
+        UserError: table or column missing, or a field that is no number or time.
+    """
+    path, frame = _read_whole(folder, "PATIENTS")
+    frame = frame.with_columns(_numbers(frame, "subject_id", path, required=True), _times(frame, "dob", path))
+    return {subject: ((gender or "").strip().upper(), born) for _, subject, gender, born in frame.iter_rows()}
 
 
 @contextlib.contextmanager

@@ -36,6 +36,18 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         ) from error
 
 
+def entries_of(folder: Path) -> list[Path]:
+    """What lies in a folder, by name.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot be listed ({error.strerror})", "Check its permissions", folder) from error
+
+
 def lines_of(text: str) -> list[str]:
     """Lines without their ends. Only LF and CR LF end a line: other Unicode separators may be part of a token."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]

@@ -6,8 +6,6 @@ which the demo lacks, is made up too.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import random
 import shutil
 from collections.abc import Mapping
@@ -16,6 +14,8 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
+from posology.corpus import mimic3
+from posology.corpus.textfile import entries_of
 from posology.errors import UserError
 from posology.synthetic.course import make_admission
 from posology.synthetic.hospital import describe_patient
@@ -23,9 +23,7 @@ from posology.synthetic.lexicon import Condition, lexicon
 from posology.synthetic.mimic import COLUMNS, Table, new_csv, note_rows
 from posology.synthetic.state import Patient
 
-_NEEDED = ("PATIENTS", "ADMISSIONS", "DIAGNOSES_ICD")
 _OLDEST = 91
-Row = Mapping[str, str]
 
 
 def write_notes_for(tables: Path, folder: Path, seed: int) -> dict[str, int]:
@@ -40,57 +38,74 @@ def write_notes_for(tables: Path, folder: Path, seed: int) -> dict[str, int]:
         The number of rows of each table written or read, by its name in lower case.
 
     Raises:
-        UserError: a table or a column is missing.
+        UserError: a table or a column is missing, or a field that is needed is empty or wrong.
     """
-    read = {name: _read(tables, name) for name in _NEEDED}
-    codes: dict[str, list[tuple[int, str]]] = {}
-    for row in read["DIAGNOSES_ICD"]:
-        if row["seq_num"] and row["icd9_code"]:
-            codes.setdefault(row["hadm_id"], []).append((int(row["seq_num"]), row["icd9_code"]))
-    stays = sorted(read["ADMISSIONS"], key=lambda row: (int(row["subject_id"]), row["admittime"]))
-    people = {row["subject_id"]: row for row in read["PATIENTS"]}
+    people = mimic3.read_patients(tables)
+    codes = mimic3.read_codes(tables, "DIAGNOSES_ICD")
+    stays = sorted(
+        mimic3.read_admissions(tables).values(), key=lambda stay: (stay.subject, str(stay.admitted), stay.hadm)
+    )
+    for stay in stays:
+        _check(stay, people)
     folder.mkdir(parents=True, exist_ok=True)
-    procedures_known = _find(tables, "PROCEDURES_ICD") is not None
-    for path in sorted(tables.iterdir()):
-        if path.name.upper().endswith((".CSV", ".CSV.GZ")) and not path.name.upper().startswith("NOTEEVENTS"):
+    given = [path for path in entries_of(tables) if path.name.upper().endswith((".CSV", ".CSV.GZ"))]
+    procedures_known = any(path.name.upper().startswith("PROCEDURES_ICD.") for path in given)
+    for path in given:
+        if not path.name.upper().startswith("NOTEEVENTS"):
             shutil.copyfile(path, folder / path.name)
     with ExitStack() as stack:
         made = {
             name: Table(stack.enter_context(new_csv(folder, name)), COLUMNS[name], lower=True)
             for name in ("NOTEEVENTS", *(() if procedures_known else ("PROCEDURES_ICD",)))
         }
-        for subject, rows in groupby(stays, key=lambda row: row["subject_id"]):
+        for subject, own in groupby(stays, key=lambda stay: stay.subject):
             rng = random.Random(f"notes for patient {subject}, seed {seed}")
-            patient = _patient(people[subject], list(rows), codes, rng)
+            patient = _patient(people[subject], list(own), codes, rng)
             for note in note_rows(patient, rng):
                 made["NOTEEVENTS"].add(*note)
             for admission in patient.admissions if not procedures_known else ():
                 for number, code in enumerate(admission.procedures, start=1):
                     made["PROCEDURES_ICD"].add(patient.id, admission.id, number, code)
-    return {name.lower(): len(rows) for name, rows in read.items()} | {
-        name.lower(): table.rows for name, table in made.items()
-    }
+    known = {"patients": len(people), "admissions": len(stays), "diagnoses_icd": sum(map(len, codes.values()))}
+    return known | {name.lower(): table.rows for name, table in made.items()}
 
 
-def _patient(row: Row, stays: list[Row], codes: Mapping[str, list[tuple[int, str]]], rng: random.Random) -> Patient:
+def _check(stay: mimic3.Admission, people: Mapping[int, tuple[str, datetime | None]]) -> None:
+    """Raises UserError if the tables do not say what a note needs."""
+    if stay.subject not in people:
+        raise UserError(
+            f"SUBJECT_ID {stay.subject} is not in PATIENTS", "Add the patient or remove the row", stay.place
+        )
+    if stay.admitted is None or stay.discharged is None or people[stay.subject][1] is None:
+        raise UserError("ADMITTIME, DISCHTIME or the patient's DOB is empty", "Fill in the field", stay.place)
+
+
+def _patient(
+    person: tuple[str, datetime | None],
+    stays: list[mimic3.Admission],
+    codes: Mapping[int, list[str]],
+    rng: random.Random,
+) -> Patient:
     """The patient of a row of PATIENTS, with an admission for each row of ADMISSIONS."""
-    born, first = _time(row["dob"]), _time(stays[0]["admittime"])
+    (gender, born), first = person, stays[0].admitted
+    assert born is not None and first is not None  # `_check` saw to it
     if (first - born).days > 150 * 365:  # dates of birth of the very old are shifted by 300 years
         born = first - timedelta(days=_OLDEST * 365.25)
-    patient = describe_patient(rng, int(row["subject_id"]), "F" if row["gender"] == "F" else "M", born, first)
-    patient.id = int(row["subject_id"])
+    patient = describe_patient(rng, stays[0].subject, "F" if gender == "F" else "M", born, first)
+    patient.id = stays[0].subject
     patient.identity = rng.getrandbits(48)
     for stay in stays:
-        own = [code for _, code in sorted(codes.get(stay["hadm_id"], []))]
-        reason = _reason(own, stay["admission_type"] == "NEWBORN")
+        assert stay.admitted is not None and stay.discharged is not None
+        own = codes.get(stay.hadm, [])
+        reason = _reason(own, stay.type == "NEWBORN")
         known = [condition for code in own[1:] if (condition := lexicon().of_code(code)) and condition.chronic]
         fitting = [one.key for one in known if one is not reason and one.sex in ("", patient.sex)]
         patient.chronic = list(dict.fromkeys(fitting))
         admission = make_admission(
-            rng, patient, reason, own[0] if own else "", _time(stay["admittime"]),
-            discharged=_time(stay["dischtime"]), died=stay["hospital_expire_flag"] == "1",
+            rng, patient, reason, own[0] if own else "", stay.admitted,
+            discharged=stay.discharged, died=bool(stay.died),
         )  # fmt: skip
-        admission.id = int(stay["hadm_id"])
+        admission.id = stay.hadm
         admission.diagnoses = own
         patient.admissions.append(admission)
     return patient
@@ -103,32 +118,3 @@ def _reason(codes: list[str], newborn: bool) -> Condition:
     if newborn:
         return found if found and found.newborn else conditions["newborn vaginal"]
     return found if found and not found.newborn and found.symptoms else conditions["generic illness"]
-
-
-def _read(tables: Path, name: str) -> list[Row]:
-    path = _find(tables, name)
-    if path is None:
-        raise UserError(f"holds no {name}.csv or {name}.csv.gz", "Name the folder with the tables", tables)
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="") as stream:
-        reader = csv.reader(stream)
-        header = [column.lower() for column in next(reader, [])]
-        missing = [column for column in COLUMNS[name].lower().split(",") if column not in header and column in _USED]
-        if missing:
-            raise UserError(f"has no column {missing[0].upper()}", "Check that this is the table of MIMIC-III", path)
-        return [dict(zip(header, row, strict=False)) for row in reader]
-
-
-_USED = {
-    "subject_id", "hadm_id", "gender", "dob", "admittime", "dischtime", "admission_type", "hospital_expire_flag",
-    "seq_num", "icd9_code",
-}  # fmt: skip
-
-
-def _find(tables: Path, name: str) -> Path | None:
-    wanted = {f"{name}.CSV", f"{name}.CSV.GZ"}
-    return next((path for path in sorted(tables.iterdir()) if path.name.upper() in wanted), None)
-
-
-def _time(words: str) -> datetime:
-    return datetime.fromisoformat(words)

@@ -14,7 +14,7 @@ from posology.corpus.relations import Markers
 from posology.errors import UserError
 from posology.tasks.built import Built, Protocol
 from posology.tasks.i2b2_entities import View
-from posology.tasks.leaks import find_leaks
+from posology.tasks.leaks import shared_groups
 from posology.tasks.prepared import SPLITS, PreparedTask, check_metric, write_prepared
 from posology.tasks.sources import Part, describe
 
@@ -101,11 +101,10 @@ def prepare(
     built: Built = build(source=source, protocol=protocol, **by_task, **taken)
     overlap = _overlap(built)
     if overlap and protocol == "standard":
-        raise UserError(
-            f"the lists put the same patient or record into two splits ({_listed(overlap)})",
-            "Give lists of patients, or leave out --splits",
-            splits or source,
-        )
+        whose, mend = "the official sets share patients", "Name the folder as it was downloaded, or give --splits"
+        if splits is not None:
+            whose, mend = "the lists put the same patient or record into two splits", "Give lists of patients, or none"
+        raise UserError(f"{whose} ({_listed(overlap)})", mend, splits or source)
     notes = _notes(built, task, protocol, overlap, source)
     prepared = write_prepared(
         out,
@@ -115,7 +114,7 @@ def prepare(
         metric=metric or built.metric,
         protocol=protocol,
         splits=built.splits,
-        source=_source(known.corpus, built, source) | {"options": {key: str(value) for key, value in taken.items()}},
+        source=_source(known.corpus, built, source) | {"options": _recorded(taken)},
         notes=notes,
         unit=built.unit,
         overwrite=overwrite,
@@ -126,7 +125,7 @@ def prepare(
 
 def _overlap(built: Built) -> dict[str, int]:
     """Documents of the later split whose patient (or record) the earlier one has too, for each pair of splits."""
-    return {pair: found["groups"] for pair, found in find_leaks(built.splits).items() if found["groups"]}
+    return {pair: number for pair, number in shared_groups(built.splits).items() if number}
 
 
 def _notes(built: Built, task: str, protocol: Protocol, overlap: Mapping[str, int], source: Path) -> dict[str, Any]:
@@ -169,8 +168,13 @@ def _source(corpus: str, built: Built, source: Path) -> dict[str, Any]:
     return describe(corpus, parts, source)
 
 
+def _recorded(options: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value.absolute().name if isinstance(value, Path) else str(value) for key, value in options.items()}
+
+
 def _inside(place: str, source: Path) -> str:
-    return place.removeprefix(f"{source}/")
+    """A place without the folders above the source, which are nobody else's business."""
+    return source.absolute().name if place == str(source) else place.removeprefix(f"{source}/")
 
 
 def _tell(notes: Mapping[str, Any], overlap: Mapping[str, int]) -> None:

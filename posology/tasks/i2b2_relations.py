@@ -57,7 +57,9 @@ def build(
     if not any(record.relations for record in records):
         raise UserError("has no relations (.rel files)", "Name the folder as it was downloaded", source)
     counts["records"] = len(records)
-    counts["relations"] = sum(len(record.relations) for record in records)
+    relations = [relation for record in records for relation in record.relations]
+    counts["relations"] = len(relations)
+    counts["relations_across_lines_left_out"] = sum(one.first.line != one.second.line for one in relations)
     write = _as_published if protocol == "paper" else _readable
     documents = [document for record in records for document in write(record, markers, counts)]
     if protocol == "paper":
@@ -85,7 +87,7 @@ def build(
 
 _PAPER_REMARK = (
     "Training is every record of both hospitals; BLUE held back one record for its development set, whose name is not "
-    "known. Halves of the test set are drawn with the given seed; the paper's cannot be repeated."
+    "known. Where a hospital is missing from the source, it is missing here. Halves of the test set are drawn with the given seed; the paper's cannot be repeated."
 )
 
 
@@ -113,7 +115,7 @@ def _as_published(record: Record, _: Markers, counts: Counter[str]) -> Iterator[
 
 def _blinded(record: Record, first: Concept, second: Concept) -> str:
     """The line with `@type$` for each mention, or `@type1-type2$` for two that touch; types in the order of the file."""
-    begin, line = _line(record, first)
+    begin, line = _line(record, first, second)
     left, right = sorted((first, second), key=lambda concept: (concept.start, concept.end))
     if right.start <= left.end:
         spans = [(left.start, max(left.end, right.end), f"@{first.type}-{second.type}$")]
@@ -126,7 +128,7 @@ def _blinded(record: Record, first: Concept, second: Concept) -> str:
 
 def _readable(record: Record, markers: Markers, counts: Counter[str]) -> Iterator[Document]:
     for number, (one, other, labels) in enumerate(_pairs(record), start=1):
-        begin, line = _line(record, one)
+        begin, line = _line(record, one, other)
         first, second = sorted(
             (one, other), key=lambda concept: (_ORDER.index(concept.type), concept.start, concept.end)
         )
@@ -140,10 +142,10 @@ def _readable(record: Record, markers: Markers, counts: Counter[str]) -> Iterato
         yield _document(record, str(number), mark(line, marked[0], marked[1], markers).strip(), label)
 
 
-def _line(record: Record, concept: Concept) -> tuple[int, str]:
-    """The line on which a concept stands, and the offset of its first character."""
-    begin = record.text.rfind("\n", 0, concept.start) + 1
-    end = record.text.find("\n", concept.end)
+def _line(record: Record, first: Concept, second: Concept) -> tuple[int, str]:
+    """The offset of the line on which two concepts begin, and that line, on to where both have ended."""
+    begin = record.text.rfind("\n", 0, first.start) + 1
+    end = record.text.find("\n", max(first.end, second.end))
     return begin, record.text[begin : end if end >= 0 else len(record.text)]
 
 
@@ -158,7 +160,7 @@ def _halved(documents: Sequence[Document], seed: int, source: Path) -> dict[str,
     training = [document for document in documents if document.split == "train"]
     if len(official) < 2 or not training:
         raise UserError(
-            "protocol paper needs both official sets, of which one has no pairs of concepts",
+            "protocol paper needs both official sets, of which one is missing or has no pairs of concepts",
             "Name the folder as it was downloaded, or take --protocol standard",
             source,
         )

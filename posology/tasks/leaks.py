@@ -36,14 +36,14 @@ def find_leaks(splits: Mapping[str, Sequence[Document]]) -> dict[str, dict[str, 
         For `"train, validation"` and so on: `texts` and `groups`, the number of documents of the later split whose
         text, or group, the earlier split has too. Both are counted on their own, so one document may be in both.
     """
-    texts = {split: [text_key(document) for document in splits[split]] for split in SPLITS}
-    groups = {split: [document.group for document in splits[split]] for split in SPLITS}
-    leaks = {}
-    for earlier, later in combinations(SPLITS, 2):
-        found = {"texts": _count_in(texts[later], texts[earlier]), "groups": _count_in(groups[later], groups[earlier])}
-        if any(found.values()):
-            leaks[f"{earlier}, {later}"] = found
-    return leaks
+    texts = _shared({split: [text_key(document) for document in splits[split]] for split in SPLITS})
+    groups = shared_groups(splits)
+    return {pair: {"texts": texts[pair], "groups": groups[pair]} for pair in texts if texts[pair] or groups[pair]}
+
+
+def shared_groups(splits: Mapping[str, Sequence[Document]]) -> dict[str, int]:
+    """For each pair of splits the number of documents of the later one whose group the earlier one has, too."""
+    return _shared({split: [document.group for document in splits[split]] for split in SPLITS})
 
 
 def handle_leaks(
@@ -101,9 +101,12 @@ def _without_leaks(splits: Mapping[str, Sequence[Document]]) -> dict[str, list[D
     return kept
 
 
-def _count_in(values: Sequence[Hashable], others: Sequence[Hashable]) -> int:
-    known = set(others)
-    return sum(value in known for value in values)
+def _shared(values: Mapping[str, Sequence[Hashable]]) -> dict[str, int]:
+    known = {split: set(own) for split, own in values.items()}
+    return {
+        f"{earlier}, {later}": sum(value in known[earlier] for value in values[later])
+        for earlier, later in combinations(SPLITS, 2)
+    }
 
 
 def _described(found: Mapping[str, int]) -> str:

@@ -262,6 +262,14 @@ def _first_groups(work: _Work, source: Path) -> tuple[dict[int, str], dict[int, 
     """The first procedure of admissions, and the group of their first diagnosis."""
     procedures = mimic3.read_first_codes(source, "PROCEDURES_ICD", work.problems)
     diagnoses = mimic3.read_first_codes(source, "DIAGNOSES_ICD", work.problems)
+    found = set(diagnoses.values())
+    for code in triage.codes():
+        if code not in found and code.lstrip("0") in found:
+            raise UserError(
+                f"ICD9_CODE lost its leading zeros: there is {code.lstrip('0')} and no {code}",
+                "Give the table as downloaded: its codes are text",
+                mimic3.find_table(source, "DIAGNOSES_ICD"),
+            )
     return procedures, {hadm: triage.group_of(code, work.protocol) for hadm, code in diagnoses.items()}
 
 

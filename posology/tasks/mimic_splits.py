@@ -6,7 +6,7 @@ import csv
 import hashlib
 from pathlib import Path
 
-from posology.corpus.textfile import bare_name, lines_of, read_text
+from posology.corpus.textfile import bare_name, entries_of, lines_of, read_text
 from posology.errors import UserError
 from posology.tasks.prepared import SPLITS
 from posology.tasks.split import split_of_name
@@ -54,7 +54,7 @@ def read_patient_lists(folder: Path) -> dict[int, str]:
     if not folder.is_dir():
         raise UserError("there is no such folder", "Name a folder with train.csv, val.csv and test.csv", folder)
     lists: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in entries_of(folder):
         split = split_of_name(bare_name(path).lower().removeprefix("mimic_"))
         if split and path.suffix.lower() in (".txt", ".csv"):
             if split in lists:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posology.corpus.document import Document
-from posology.corpus.textfile import bare_name, lines_of, read_text
+from posology.corpus.textfile import bare_name, entries_of, lines_of, read_text
 from posology.errors import UserError
 from posology.tasks.leaks import text_key
 from posology.tasks.prepared import SPLITS
@@ -235,7 +235,7 @@ def apply_lists(documents: Sequence[Document], folder: Path) -> dict[str, Any]:
 def _list_files(folder: Path) -> list[tuple[str, Path]]:
     if not folder.is_dir():
         raise UserError("there is no such folder", "Name a folder with train.txt, validation.txt and test.txt", folder)
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix in (".txt", ".csv")]
+    paths = [path for path in entries_of(folder) if path.suffix in (".txt", ".csv")]
     found = [(split, path) for path in paths if (split := split_of_file(path))]
     if not found:
         raise UserError("has no id lists", "Put train.txt, validation.txt and test.txt (or .csv) there", folder)

@@ -133,6 +133,11 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, block_bytes: int) -> None:
         (b"a,b\n1,2\n", "column C is missing: found a, b; needed are a, b, c"),
         (b"a,b,c,B\n1,2,3,4\n", "column B occurs twice"),
         (b'1,a,"no header, a note"\n', "column B is missing: found a; needed are a, b, c"),
+        # What is wrong with the header is told before the quotes that look wrong because of it.
+        (b'"a";"b";"c"\n1;2;"x"\n', "no CSV header"),
+        (b'a;b;c\n1;2;"x"\n', "column A is missing: found nothing"),
+        (b'"a","b","c"\r1,2,"x"\r', "no CSV header"),
+        ('a,b,c\n1,2,"x"\n'.encode("utf-16"), "no CSV header"),
     ],
 )
 def test_bad_headers(tmp_path: Path, content: bytes, message: str) -> None:

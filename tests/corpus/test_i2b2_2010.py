@@ -75,6 +75,17 @@ def test_handwritten_sample(tmp_path: Path) -> None:
     assert all((tmp_path / path).read_bytes() == (folder / path).read_bytes() for path in files)
 
 
+def test_a_concept_with_an_empty_token_begins_and_ends_with_a_word(tmp_path: Path) -> None:
+    con = 'c="aspirin" 2:0 2:1||t="treatment"\n'
+    record, problems = _one(_plain(tmp_path, con=con, ast=None, rel=None))
+    (concept,) = record.concepts
+    assert problems == [] and record.text[concept.start : concept.end] == "Aspirin"
+    tokens = TokenLines("a b\n \n c\n ")
+    assert tokens.span(1, 1, 3, 0) == tokens.span(1, 1, 1, 1) == (2, 3)
+    assert tokens.span(2, 0, 3, 1) == tokens.span(3, 1, 4, 0) == (7, 8)
+    assert [tokens.span(*place) for place in ((2, 0, 2, 0), (2, 0, 3, 0), (4, 0, 4, 0))] == [(4, 4), (4, 4), (9, 9)]
+
+
 def test_published_sample() -> None:
     folder = corpus("i2b2-format") / "published" / "cliner-2010"
     problems: list[tuple[str, str]] = []

@@ -11,6 +11,7 @@ import pytest
 
 from posology.corpus.mimic3 import find_table, read_admissions, read_first_codes, read_notes
 from posology.errors import UserError
+from posology.tasks.mimic_splits import read_patient_lists
 from tests.data import corpus
 from tests.mimic_tables import admission, code, note, write_table
 
@@ -169,3 +170,13 @@ def test_the_true_tables_of_the_demo() -> None:
     with pytest.raises(UserError, match=r"among its 0 rows"):
         with read_notes(folder):
             pass
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for read in (lambda: find_table(tmp_path, "ADMISSIONS"), lambda: read_patient_lists(tmp_path)):
+        with pytest.raises(UserError, match=r"cannot be listed \(Permission denied\)"):
+            read()

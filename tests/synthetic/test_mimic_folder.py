@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -122,10 +123,35 @@ def test_notes_for_true_tables(tmp_path: Path):
 def test_missing_tables_and_columns(tmp_path: Path):
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    with pytest.raises(UserError, match=r"holds no PATIENTS\.csv"):
+    with pytest.raises(UserError, match=r"holds no \.csv"):
         write_notes_for(source, out, 1)
     for name in ("PATIENTS", "ADMISSIONS", "DIAGNOSES_ICD"):
         (source / f"{name}.csv").write_text(COLUMNS[name].replace("ADMITTIME,", "") + "\n")
-    with pytest.raises(UserError, match="no column ADMITTIME"):
+    with pytest.raises(UserError, match="column ADMITTIME is missing"):
         write_notes_for(source, out, 1)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "sentence"),
+    [
+        ("PATIENTS", "10006", "ten", "SUBJECT_ID is not a whole number"),
+        ("ADMISSIONS", "2164-10-23 21:09:00", "", "ADMITTIME, DISCHTIME or the patient's DOB is empty"),
+        ("ADMISSIONS", "2164-10-23 21:09:00", "yesterday", "ADMITTIME is not a time"),
+        ("ADMISSIONS", "12258,10006", "12258,99999", "SUBJECT_ID 99999 is not in PATIENTS"),
+        ("DIAGNOSES_ICD", "112344,10006,142345,1", "112344,10006,142345,one", "SEQ_NUM is not a whole number"),
+    ],
+)
+def test_damaged_tables_are_told_with_their_row(tmp_path: Path, table: str, old: str, new: str, sentence: str) -> None:
+    source = tmp_path / "in"
+    shutil.copytree(corpus("mimic-iii-demo"), source)
+    path = source / f"{table}.csv"
+    content = path.read_text(encoding="utf-8")
+    assert old in content
+    path.chmod(0o600)
+    path.write_text(content.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UserError) as refusal:
+        write_notes_for(source, tmp_path / "out", 1)
+    assert sentence in str(refusal.value)
+    assert f"{table}.csv, row 1:" in str(refusal.value)
+    assert not (tmp_path / "out").exists()

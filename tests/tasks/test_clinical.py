@@ -11,7 +11,7 @@ from posology.errors import UserError
 from posology.tasks.built import Flow
 from posology.tasks.card import task_card
 from posology.tasks.clinical import TASKS
-from tests.tasks.i2b2_trees import Record2010, concept, relation, write_2010
+from tests.tasks.i2b2_trees import Record2010, concept, identifier, relation, write_2010, write_2014
 
 TEXT = "CT showed edema .\nEnd .\n"
 CT, EDEMA = concept("CT", 1, 0, 0, "test"), concept("edema", 1, 2, 2, "problem")
@@ -73,6 +73,7 @@ def test_lists_of_records_are_followed(tree: Path, tmp_path: Path) -> None:
     (lists / "dev.txt").write_text("\n".join(names[12:14]))
     (lists / "test.txt").write_text("\n".join(names[14:]))
     task = posology.prepare("i2b2-2010-re", tree, tmp_path / "out", splits=lists)
+    assert task.source["options"]["splits"] == "lists"  # not where it lies
     assert {document.group for document in task.documents("validation")} == set(names[12:14])
 
 
@@ -83,6 +84,15 @@ def test_lists_that_cut_through_records_are_refused(tree: Path, tmp_path: Path) 
         (tmp_path / "lists" / f"{split}.txt").write_text("\n".join(ids[number::3]))
     with pytest.raises(UserError, match="into two splits"):
         posology.prepare("i2b2-2010-ner", tree, tmp_path / "out", splits=tmp_path / "lists")
+    assert not (tmp_path / "out").exists()
+
+
+def test_official_sets_that_share_a_patient_are_refused(tmp_path: Path) -> None:
+    text = "Seen by Kowalski today.\nLast line.\n"
+    record = (text, identifier(text, "Kowalski", "NAME", "DOCTOR"))
+    tree = write_2014(tmp_path / "i2b2", train={f"{n}-01": record for n in range(110, 120)}, test={"110-02": record})
+    with pytest.raises(UserError, match=r"the official sets share patients .*train, test: 2 documents"):
+        posology.prepare("i2b2-2014-ner", tree, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -135,6 +145,14 @@ def test_places_of_problems_are_those_in_the_source(tmp_path: Path) -> None:
     assert "oedema" not in what
     content = (tmp_path / "out" / "task.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in content
+
+
+def test_the_place_of_a_problem_of_the_whole_source_is_its_name(tmp_path: Path) -> None:
+    tree = write_2010(tmp_path / "i2b2", beth={f"r{number}": RECORD for number in range(9)}, test={"t": RECORD})
+    (tree / "concept_assertion_relation_training_data" / "beth" / "rel" / "r1.rel").unlink()
+    task = posology.prepare("i2b2-2010-re", tree, tmp_path / "out")
+    assert "i2b2" in [place for place, _ in task.notes["problems"]]
+    assert str(tmp_path) not in (tmp_path / "out" / "task.json").read_text(encoding="utf-8")
 
 
 def test_an_annotation_for_a_missing_line_stops_everything(tmp_path: Path) -> None:

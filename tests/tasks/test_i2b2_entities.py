@@ -57,6 +57,11 @@ class TestPaper2010:
             "O", "B-treatment", "I-treatment", "I-problem", "I-problem", "O",
         ]  # fmt: skip
 
+    def test_a_concept_that_begins_with_the_empty_token_of_a_leading_blank(self, tmp_path: Path) -> None:
+        record = Record2010(" Fever now\nLast .\n", concept("fever", 1, 0, 1, "problem"))
+        (line,) = built_2010(tmp_path, record, "paper").splits["test"]
+        assert tagged(line) == [("Fever", "B-problem"), ("now", "O")]
+
     def test_leading_and_inner_blanks(self, tmp_path: Path) -> None:
         record = Record2010("  Mild  fever .\nLast .\n", concept("fever", 1, 2, 2, "problem"))
         (line,) = built_2010(tmp_path, record, "paper").splits["test"]
@@ -165,6 +170,14 @@ class TestStandard2012:
         assert [document.text for document in built.splits["test"]] == ["He had severe chest\npain today", "and left"]
         assert mentions(built.splits["test"]) == [("severe chest\npain", "PROBLEM"), ("left", "OCCURRENCE")]
 
+    @pytest.mark.parametrize("view", ["lines", "documents"])
+    def test_line_breaks_at_the_ends_of_an_event_are_no_part_of_it(self, tmp_path: Path, view: str) -> None:
+        text = "\nSeen\nfever \nLast\n"
+        built = built_2012(tmp_path, text, event(text, "\nfever \n", "PROBLEM"), "standard", view=view)
+        assert mentions(built.splits["test"]) == [("fever", "PROBLEM")]
+        if view == "lines":
+            assert [document.text for document in built.splits["test"]] == ["Seen", "fever ", "Last"]
+
     def test_whole_documents(self, tmp_path: Path) -> None:
         (document,) = built_2012(tmp_path, self.TEXT, self.tags(), "standard", view="documents").splits["test"]
         assert document.text == self.TEXT
@@ -180,9 +193,9 @@ LETTER = "\nA 52yo man, Dr. Ng\nLast\n"
 LETTER_TAGS = identifier(LETTER, "52", "AGE", "AGE") + identifier(LETTER, "Ng", "NAME", "DOCTOR", 1)
 
 
-def built_2014(tmp_path: Path, protocol: str) -> Built:
+def built_2014(tmp_path: Path, protocol: str, tags: str = LETTER_TAGS) -> Built:
     train = {f"{patient}-0{number}": (LETTER, LETTER_TAGS) for patient in range(100, 106) for number in (1, 2)}
-    root = write_2014(tmp_path, train=train, test={"900-01": (LETTER, LETTER_TAGS)})
+    root = write_2014(tmp_path, train=train, test={"900-01": (LETTER, tags)})
     return build("i2b2-2014-ner", root, protocol)  # type: ignore[arg-type]
 
 
@@ -197,6 +210,12 @@ class TestIdentifiers:
         built = built_2014(tmp_path, "standard")
         assert built.splits["test"][0].text == "A 52yo man, Dr. Ng"
         assert mentions(built.splits["test"]) == [("52", "AGE"), ("Ng", "DOCTOR")]
+
+    @pytest.mark.parametrize("protocol", ["paper", "standard"])
+    def test_identifiers_without_a_type_are_counted(self, tmp_path: Path, protocol: str) -> None:
+        built = built_2014(tmp_path, protocol, LETTER_TAGS.replace('"DOCTOR"', '""'))
+        assert mentions(built.splits["test"]) == [("52", "AGE")]
+        assert "" not in built.labels and built.counts["identifiers_without_type_left_out"] == 1
 
     @pytest.mark.parametrize("protocol", ["paper", "standard"])
     def test_patients_stay_together(self, tmp_path: Path, protocol: str) -> None:
@@ -218,3 +237,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     for task in ("i2b2-2010-ner", "i2b2-2012-ner", "i2b2-2014-ner"):
         with pytest.raises(UserError):
             build(task, tmp_path, "standard")
+
+
+def test_types_that_training_lacks_are_told(tmp_path: Path) -> None:
+    text = "\nPlan: CT scan\nLast\n"
+    root = write_2012(tmp_path, train=OTHERS_2012, test={"9": (text, event(text, "CT scan", "TEST"))})
+    built = build("i2b2-2012-ner", root, "standard")
+    assert built.labels == ["CLINICAL_DEPT", "TEST"]
+    assert any("no example of TEST" in remark for remark in built.remarks)

@@ -29,6 +29,15 @@ def rows(root: Path, protocol: str, split: str = "train", **options: object) -> 
     return {document.id: (document.text, document.label) for document in built.splits[split]}
 
 
+def test_a_mention_that_goes_over_the_end_of_a_line_is_marked_whole(tmp_path: Path) -> None:
+    pain = 'c="chest pain" 1:2 2:0||t="problem"\n'
+    record = Record2010("CT for chest\npain now .\n", concept("CT", 1, 0, 0, "test") + pain)
+    root = tree(tmp_path, beth={"a": RECORD, "b": record, "c": RECORD}, test={"t": record})
+    assert rows(root, "standard", "test") == {
+        "t:1": ("[E1:test] CT [/E1:test] for [E2:problem] chest\npain [/E2:problem] now .", "false")
+    }
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     return tree(tmp_path, beth={"a": RECORD}, partners={"b": OTHER}, test={"c": RECORD, "d": OTHER, "e": RECORD})
@@ -128,6 +137,11 @@ class TestStandard:
         built = build(small, "paper")
         assert {document.group for document in built.splits["train"]} == {"beth/a"}
         assert built.counts["records_without_relation_file_left_out"] == 1
+
+    def test_relations_across_lines_are_counted(self, tmp_path: Path) -> None:
+        across = RECORD._replace(relations=RECORD.relations + relation(MORPHINE, "TrAP", EDEMA))
+        root = tree(tmp_path, beth={"a": across, "b": RECORD}, test={"c": RECORD})
+        assert build(root, "standard").counts["relations_across_lines_left_out"] == 1
 
     def test_all_nine_labels_are_there_in_both_protocols(self, small: Path) -> None:
         assert build(small, "standard").labels == build(small, "paper").labels == LABELS

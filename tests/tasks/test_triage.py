@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from posology.errors import UserError
 from posology.tasks import triage
+from posology.tasks.built import Protocol
+from posology.tasks.mimic import build
+from tests.mimic_tables import admission, code, write_table
 
 GROUPS = {
     "Cardiology": "41401 41071 4241 4240 4280 41011 41041",
@@ -41,3 +47,14 @@ def test_the_published_deletions_are_43_and_keep_their_blanks() -> None:
     assert deletions[10:12] == ["Provider: ", "Provider"]
     assert deletions[-3:] == [" x", " am", " pm"]
     assert "   Status: Inpatient DOB" in deletions
+
+
+@pytest.mark.parametrize("protocol", ["paper", "standard"])
+def test_codes_without_their_leading_zeros_are_refused(tmp_path: Path, protocol: Protocol) -> None:
+    write_table(tmp_path, "ADMISSIONS", [admission(101), admission(102)])
+    write_table(tmp_path, "DIAGNOSES_ICD", [code(101, "41401"), code(102, "389")])
+    write_table(tmp_path, "PROCEDURES_ICD", [code(101, "3601")])
+    with pytest.raises(
+        UserError, match=r"DIAGNOSES_ICD\.csv: ICD9_CODE lost its leading zeros: there is 389 and no 0389"
+    ):
+        build("mimic-triage", tmp_path, protocol)
