@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--protocols", nargs="+", default=PROTOCOLS)
     parser.add_argument("--methods", nargs="+", default=["baseline", "lora"])
+    parser.add_argument("--max-seconds", type=float, help="end each training after so many")
     parser.add_argument("--backbone", default="minilm")
     arguments = parser.parse_args()
 
@@ -77,6 +78,8 @@ def one(data: Path, out: Path, method: str, arguments: argparse.Namespace) -> di
         options: list[object] = []
     else:
         options = ["--backbone", arguments.backbone, "--set", *settings(data, arguments.characters)]
+        if arguments.max_seconds:
+            options += ["--max-seconds", arguments.max_seconds]
     run = posology("train", data, "--method", method, "--out", out, *options)
     scored = posology("evaluate", out, data)
     return {
@@ -89,6 +92,7 @@ def one(data: Path, out: Path, method: str, arguments: argparse.Namespace) -> di
         "seconds": run["seconds"],
         "trained_documents": run["training"].get("documents"),
         "settings": options[3:],
+        "stopped": run["training"].get("stopped"),
         "trainable_parameters": run["trainable_parameters"],
         "coverage": scored["coverage"],
     }
