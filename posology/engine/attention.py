@@ -167,7 +167,7 @@ def _cuts(lengths: np.ndarray, heads: int) -> list[tuple[int, int]]:
         most = max(1, int(_BUCKET_SCORES // squares[back[end]]))
         cuts += [(start, min(start + most, stop)) for start in range(begin, stop, most)]
         end = int(back[end])
-    return cuts
+    return sorted(cuts)
 
 
 class _Call(NamedTuple):
@@ -182,9 +182,9 @@ class _Call(NamedTuple):
 
 
 def _kept(shape: torch.Size, dropped: int, like: torch.Tensor) -> torch.Tensor:
-    """Random factors 0 or 1, in the type of `like`; each is 0 with probability `dropped` / 256."""
+    """Random factors 0 or 1 in the type of `like`, each 0 with probability `dropped` / 256."""
     numbers = torch.empty((shape.numel() + 7) // 8, dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    return (numbers.view(torch.uint8)[: shape.numel()] >= dropped).view(shape)
+    return (numbers.view(torch.uint8)[: shape.numel()] >= dropped).view(shape).to(like.dtype)
 
 
 class _SegmentAttention(torch.autograd.Function):

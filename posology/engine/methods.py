@@ -232,7 +232,7 @@ class Adapted:
             hidden = (output if isinstance(output, torch.Tensor) else output[0])[0]
             if self.pooling == "mean":
                 # ModernBERT's own mean, as PEFT runs it, counts virtual tokens.
-                own = hasattr(self.base.config, "classifier_pooling")
+                own = getattr(self.base.config, "classifier_pooling", None) == "mean"
                 read = row.means(hidden, with_virtual=own)[:, None]
             else:
                 read = hidden[row.firsts()][:, None]
