@@ -206,9 +206,7 @@ class _SegmentAttention(torch.autograd.Function):
         output = torch.empty_like(query)
         saved: list[torch.Tensor | None] = []
         for number, bucket in enumerate(plan.buckets):
-            own_query, own_key, own_value = _bucket_of(
-                bucket, call.heads, query, key, value, prefix_key, prefix_value
-            )
+            own_query, own_key, own_value = _bucket_of(bucket, call.heads, query, key, value, prefix_key, prefix_value)
             scores = _product(own_query, own_key.transpose(1, 2), call.scaling)
             tokens = scores.shape[2] - bucket.length
             mask = call.segments.mask(call.heads, number, tokens, call.causal, call.window, scores.dtype)
@@ -237,9 +235,7 @@ class _SegmentAttention(torch.autograd.Function):
         prefixes = [None if part is None else torch.zeros_like(part) for part in (prefix_key, prefix_value)]
         for number, bucket in enumerate(plan.buckets):
             weights, kept = saved[2 * number : 2 * number + 2]
-            own_query, own_key, own_value = _bucket_of(
-                bucket, call.heads, query, key, value, prefix_key, prefix_value
-            )
+            own_query, own_key, own_value = _bucket_of(bucket, call.heads, query, key, value, prefix_key, prefix_value)
             own = gradient[bucket.rows].view(own_query.shape)
             used = weights if kept is None else weights * kept
             to_value = _product(used.transpose(1, 2), own, scale)
@@ -301,10 +297,10 @@ def segment_attention(
     exclusive: a token sees those less than so many away, and the whole prefix. Returns (1, tokens, heads, width).
     """
     heads, width = query.shape[1], query.shape[3]
-    before = prefix.take() if prefix is not None else (None, None)
+    before = list(prefix.take()) if prefix is not None else []
     if (groups := heads // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        before = tuple(None if part is None else part.repeat_interleave(groups, dim=0) for part in before)
+        before = [part.repeat_interleave(groups, dim=0) for part in before]
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     rows = [part[0].transpose(0, 1).reshape(-1, width).to(dtype) for part in (query, key, value)]
@@ -317,7 +313,8 @@ def segment_attention(
         sliding_window,
     )
     with torch.autocast(kind, enabled=False):
-        output = _SegmentAttention.apply(*rows, *(None if part is None else part.to(dtype) for part in before), call)
+        prefixes: Any = [part.to(dtype) for part in before] or [None, None]
+        output = _SegmentAttention.apply(*rows, *prefixes, call)
     return output.view(1, -1, heads, width), None
 
 

@@ -234,8 +234,8 @@ class Adapted:
                 # ModernBERT's own mean, as PEFT runs it, counts virtual tokens.
                 own = getattr(self.base.config, "classifier_pooling", None) == "mean"
                 read = row.means(hidden, with_virtual=own)[:, None]
-            else:
-                read = hidden[row.firsts()][:, None]
+            else:  # the last layer may have kept first positions only
+                read = (hidden if len(hidden) == len(row.segments) else hidden[row.firsts()])[:, None]
             return _with_hidden(output, read)
 
         self._body().register_forward_hook(gather)
@@ -269,9 +269,7 @@ class Adapted:
         device = encoder.embedding.weight.device
         return encoder(module.prompt_tokens["default"][None].to(device))[0]
 
-    def _last_token_logits(
-        self, arguments: dict[str, Any], rows: torch.Tensor, columns: torch.Tensor
-    ) -> torch.Tensor:
+    def _last_token_logits(self, arguments: dict[str, Any], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Decoders classify by the last real token; transformers cannot find it behind word embeddings."""
         hidden = getattr(self.base, self.base.base_model_prefix)(**arguments, use_cache=False).last_hidden_state
         return self.base.get_submodule("score")(hidden[rows, columns])
@@ -344,9 +342,9 @@ def finish(adapted: Adapted, attention: str = "sdpa") -> None:
     adapted.attention = attention
     if adapted.kind == "sequence-classification" and adapted.pooling != "last":
         adapted.read_segments()
-    if adapted.architecture.name == "mobilebert":
-        projection = adapted.base.get_submodule("mobilebert.embeddings.embedding_transformation")
-        packed.keep_trigrams_within(projection, lambda: adapted._row)
+        if adapted.pooling == "first":
+            packed.skip_unread(adapted.base, adapted.architecture, lambda: adapted._row)
+    packed.keep_trigrams_within(adapted.base, lambda: adapted._row)
     if adapted.pooling == "mean" and not hasattr(adapted.base.config, "classifier_pooling"):
         adapted.read_mean()
     for name in adapted.head:

@@ -8,6 +8,7 @@ every text's own position. Two models also look at neighbours elsewhere: MobileB
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posology.engine import virtual
-from posology.engine.architectures import Architecture
+from posology.engine.architectures import Architecture, matching
 from posology.engine.attention import Segments
 
 
@@ -113,23 +114,50 @@ def _with_prompt(
     return row, given
 
 
-def keep_trigrams_within(projection: nn.Module, current: Any) -> None:
+def keep_trigrams_within(base: PreTrainedModel, current: Callable[[], Row | None]) -> None:
     """Makes MobileBERT's embeddings see zeros beyond either end of a segment, as they do at the ends of a text.
 
     Args:
-        projection: its `embedding_transformation`, whose input is (1, tokens, 3 x width): the next, the own and the
-            previous token's embedding.
-        current: gives the `Row` that is being read, or None where texts are padded.
+        base: a task model of MobileBERT; others look at no neighbours, and stay as they are.
+        current: gives the row that is being read, or None where texts are padded.
     """
+    embeddings: Any = getattr(_backbone(base), "embeddings", None)
+    if not getattr(embeddings, "trigram_input", False):
+        return
 
     def cut(_module: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
-        row: Row | None = current()
+        row = current()
         if row is None:
             return None
-        (embedded,) = given
+        (embedded,) = given  # (1, tokens, 3 x width): the next, the own and the previous token's embedding
         inside = torch.ones((embedded.shape[1], 3, 1), dtype=embedded.dtype, device=embedded.device)
         inside[row.lasts(), 0] = 0
         inside[row.firsts(), 2] = 0
         return ((embedded.view(*embedded.shape[:2], 3, -1) * inside).flatten(2),)
 
-    projection.register_forward_pre_hook(cut)
+    embeddings.embedding_transformation.register_forward_pre_hook(cut)
+
+
+def skip_unread(base: PreTrainedModel, architecture: Architecture, current: Callable[[], Row | None]) -> None:
+    """Leaves out, in the last layer, what follows attention for all but the first position of each segment.
+
+    For classifiers that read the first position only. The last hidden state then is (1, segments, width).
+
+    Args:
+        base: the task model, adapters included.
+        architecture: of it; where its layers have no `rest_of_layer` nothing is skipped.
+        current: gives the row that is being read, or None where texts are padded.
+    """
+    if architecture.rest_of_layer is None:
+        return
+    layer = architecture.layers.format(layer=base.config.num_hidden_layers - 1)
+    (name,) = matching(base, rf"{base.base_model_prefix}\.{layer}\.{architecture.rest_of_layer}")
+
+    def keep_firsts(_module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        row = current()
+        if row is None:
+            return None
+        firsts = row.firsts()
+        return tuple(hidden[:, firsts] for hidden in given)
+
+    base.get_submodule(name).register_forward_pre_hook(keep_firsts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+import posology
+from posology.corpus.tags import words_of
 from posology.engine.attention import Segments, _kept, segment_attention
 from posology.engine.batch import cut, pack
 from posology.engine.encode import Window
 from posology.engine.methods import METHODS, VIRTUAL, Adapted, adapt
 from posology.engine.recipe import make_recipe
+from posology.tasks.prepared import PreparedTask
 from tests.engine.tiny import ARCHITECTURES, KINDS, VOCABULARY, task_model
 
 LONGEST = 96  # positions of the tiny models
@@ -134,6 +138,22 @@ def test_second_texts_keep_their_type(architecture: str, method: str) -> None:
     assert (untyped[2] - alone[2]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert"])
+def test_classifiers_work_on_first_positions_only_at_the_end_of_the_last_layer(architecture: str) -> None:
+    def widths(kind: str, **options: Any) -> list[int]:
+        adapted, seen = make(architecture, "lora", kind, **options), []
+        backbone = getattr(adapted.base, adapted.base.base_model_prefix)
+        for name, module in backbone.named_modules():
+            if name.endswith((".output.dense", ".lin2")) and "attention" not in name:
+                module.register_forward_hook(lambda _m, _a, output: seen.append(output.shape[1]))
+        batch = adapted.batch(windows((12, 1, 30)))
+        adapted.logits(batch.inputs, batch.segments)
+        return seen
+
+    assert widths(KINDS[0]) == [43, 43, 3]
+    assert widths(KINDS[0], mean=True) == widths(KINDS[1]) == [43, 43, 43]
+
+
 def test_a_row_may_be_longer_than_the_model_has_positions() -> None:
     adapted = make("bert", "full", KINDS[1])
     texts = windows((90, 80, 70))
@@ -217,3 +237,24 @@ def test_packed_groups_are_filled_by_real_tokens() -> None:
     sizes = [sum(len(window.ids) for window in group) for group in groups]
     assert sum(sizes) == 129 and max(sizes) <= 64 and len(groups) == 3
     assert pack(groups[0]).tokens == sizes[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layers", ["", ":2"])  # first layers only: classifiers read the mean
+def test_a_trained_artifact_answers_the_same_in_both_layouts(
+    kind: str, layers: str, backbone: Path, classification: PreparedTask, tagging: PreparedTask, tmp_path: Path
+) -> None:
+    task = classification if kind == KINDS[0] else tagging
+    overrides = {"epochs": 1, "max_length": 40, "overlap": 8, "precision": "fp32"}
+    posology.train(task.folder, f"{backbone}{layers}", "lora", tmp_path / "run", overrides=overrides)
+    model = posology.load(tmp_path / "run")
+    documents = task.documents("test")
+    documents[0].text += " no pain" * 60  # several windows
+    documents[0].words = words_of(documents[0].text)
+    encoded = model.encoder.encode(documents)
+    assert model.adapted.pooling == ("mean" if layers and kind == KINDS[0] else "first")
+    assert model.adapted.layout == "packed" and len(encoded.windows[0]) > 1
+    ours = model.logits(encoded)
+    model.adapted.layout = "padded"
+    for own, theirs in zip(ours, model.logits(encoded), strict=True):
+        np.testing.assert_allclose(own, theirs, atol=1e-5, rtol=1e-5)
