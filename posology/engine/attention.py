@@ -181,10 +181,13 @@ class _Call(NamedTuple):
     window: int | None
 
 
-def _kept(shape: torch.Size, dropped: int, like: torch.Tensor) -> torch.Tensor:
-    """Random factors 0 or 1 in the type of `like`, each 0 with probability `dropped` / 256."""
-    numbers = torch.empty((shape.numel() + 7) // 8, dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    return (numbers.view(torch.uint8)[: shape.numel()] >= dropped).view(shape).to(like.dtype)
+def _kept(shape: torch.Size, dropped: int, device: torch.device) -> torch.Tensor:
+    """Random bytes 0 or 1, each 0 with probability `dropped` / 256.
+
+    Compared in place and kept as bytes: making booleans, and multiplying by them, takes longer than the drawing.
+    """
+    numbers = torch.empty((shape.numel() + 7) // 8, dtype=torch.int64, device=device).random_(-(2**63), None)
+    return numbers.view(torch.uint8)[: shape.numel()].ge_(dropped).view(shape)
 
 
 class _SegmentAttention(torch.autograd.Function):
@@ -213,8 +216,8 @@ class _SegmentAttention(torch.autograd.Function):
             if mask is not None:
                 scores.view(bucket.segments, call.heads, *scores.shape[1:]).add_(mask)
             weights = torch.softmax(scores, dim=-1, out=scores)
-            kept = _kept(weights.shape, call.dropped, weights) if call.dropped else None
-            used = weights if kept is None else weights * kept
+            kept = _kept(weights.shape, call.dropped, weights.device) if call.dropped else None
+            used = weights if kept is None else kept.to(weights.dtype).mul_(weights)
             output[bucket.rows] = _product(used, own_value, scale).view(-1, output.shape[1])
             saved += [weights, kept]
         ctx.save_for_backward(query, key, value, prefix_key, prefix_value, *saved)
@@ -237,11 +240,11 @@ class _SegmentAttention(torch.autograd.Function):
             weights, kept = saved[2 * number : 2 * number + 2]
             own_query, own_key, own_value = _bucket_of(bucket, call.heads, query, key, value, prefix_key, prefix_value)
             own = gradient[bucket.rows].view(own_query.shape)
-            used = weights if kept is None else weights * kept
+            used = weights if kept is None else kept.to(weights.dtype).mul_(weights)
             to_value = _product(used.transpose(1, 2), own, scale)
             to_weights = _product(own, own_value.transpose(1, 2), scale)
             if kept is not None:
-                to_weights.mul_(kept)
+                to_weights.mul_(kept.to(weights.dtype))
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
             to_query = _product(to_scores, own_key, call.scaling)
             to_key = _product(to_scores.transpose(1, 2), own_query, call.scaling)

@@ -19,7 +19,7 @@ from posology.engine.precision import Precision
 from posology.errors import UserError
 
 TOKEN_BUDGET = 2048
-"""Padded pieces that one forward pass may hold: enough to fill the cores, little enough to stay in memory."""
+"""Pieces that one forward pass may hold, padding included where there is some: enough to fill the cores, little enough to stay in memory."""
 
 
 @dataclass
