@@ -19,7 +19,8 @@ from posology.engine.precision import Precision
 from posology.errors import UserError
 
 TOKEN_BUDGET = 2048
-"""Pieces that one forward pass may hold, padding included where there is some: enough to fill the cores, little enough to stay in memory."""
+"""Pieces that one forward pass may hold, padding included where there is some: enough to fill the cores, little
+enough to stay in memory."""
 
 
 @dataclass

@@ -247,7 +247,7 @@ def test_a_trained_artifact_answers_the_same_in_both_layouts(
     task = classification if kind == KINDS[0] else tagging
     overrides = {"epochs": 1, "max_length": 40, "overlap": 8, "precision": "fp32"}
     posology.train(task.folder, f"{backbone}{layers}", "lora", tmp_path / "run", overrides=overrides)
-    model = posology.load(tmp_path / "run")
+    model: Any = posology.load(tmp_path / "run")
     documents = task.documents("test")
     documents[0].text += " no pain" * 60  # several windows
     documents[0].words = words_of(documents[0].text)
