@@ -2,7 +2,7 @@
 
 Everything in an encoder but attention looks at one token at a time, so a row of texts needs no padding as long as
 attention keeps within each text (`posology.engine.attention`), positions start anew with each text, and heads read
-the position of each text. Only the embeddings of MobileBERT look at neighbours as well; they are mended here.
+each text's own position. Only the embeddings of MobileBERT look at neighbours as well; they are mended here.
 """
 
 from __future__ import annotations
