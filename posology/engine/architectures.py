@@ -33,6 +33,7 @@ class Architecture(BaseModel):
     fused_qkv: bool = False
     shared_layers: bool = False
     biases: bool = True
+    rest_of_layer: str | None = None
     pooling: Literal["first", "last"] = "first"
     families: dict[str, dict[str, tuple[str, ...]]] = {}
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from posology.engine import virtual
+from posology.engine import packed, virtual
 from posology.engine.architectures import Architecture, architecture_of, architectures
+from posology.engine.attention import PACKED_ATTENTION, Segments
 from posology.engine.baselines import BASELINES
+from posology.engine.batch import Batch, collate, pack
+from posology.engine.encode import Window
 from posology.engine.recipe import Recipe, make_recipe
 from posology.errors import UserError
 
@@ -129,6 +133,8 @@ class Adapted:
         head: names, in `base`, of the modules that are trained beside the method's own parameters.
         pooling: what a sequence classifier reads: `first`, `mean` or `last`.
         backbone_parameters: how many parameters the backbone had before an adapter was added.
+        layout: whether batches are packed without padding, or padded as transformers does it: the reference.
+        attention: what computes it in transformers where batches are padded.
     """
 
     base: PreTrainedModel
@@ -139,6 +145,9 @@ class Adapted:
     head: tuple[str, ...]
     pooling: str = "first"
     backbone_parameters: int = 0
+    layout: Literal["packed", "padded"] = "packed"
+    attention: str = "sdpa"
+    _row: packed.Row | None = field(default=None, init=False, repr=False)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names in `module`."""
@@ -155,51 +164,102 @@ class Adapted:
         )
         return {"head": head, "method": trained - head, "total": total}
 
-    def logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Runs a padded batch.
+    def batch(self, windows: Sequence[Window], device: torch.device | str = "cpu") -> Batch:
+        """The windows of a micro-batch, in the model's layout."""
+        if self.layout == "packed":
+            return pack(windows, device)
+        return collate(windows, self.base.config.pad_token_id, device)
+
+    def logits(self, inputs: dict[str, torch.Tensor], segments: Segments | None = None) -> torch.Tensor:
+        """Runs a batch.
 
         Args:
-            inputs: `input_ids` and `attention_mask`, (windows, length), padded on the right; `token_type_ids`
-                where texts come in pairs.
+            inputs: `input_ids` and, where texts come in pairs, `token_type_ids`. Padded on the right, (windows,
+                length), with `attention_mask`; or packed, (1, tokens).
+            segments: the borders of the windows in a packed row.
 
         Returns:
-            (windows, classes), or (windows, length, tags) in token classification, in float32.
+            (windows, classes), or in token classification (windows, length, tags) or (1, tokens, tags), in float32.
         """
+        weights = self._virtual_weights() if self.method in VIRTUAL else None
+        if segments is not None:
+            return self._packed_logits(inputs, segments, weights).float()
         extra, arguments = 0, dict(inputs)
-        self._mask = inputs["attention_mask"]
-        if self.method in VIRTUAL:
-            weights = self._virtual_weights()
+        self._row, self._mask = None, inputs["attention_mask"]
+        self._attend(virtual.PREFIX_ATTENTION if self.method == "prefix" else self.attention)
+        if weights is not None:
             if self.method == "prefix":
                 arguments = virtual.forward_with_prefix(self.base, self.architecture, weights, inputs)
             else:
                 arguments = virtual.forward_with_prompt(self.base, weights, inputs)
                 extra = weights.shape[0]
         if self.pooling == "last":
-            return self._last_token_logits(arguments).float()
+            last = arguments["attention_mask"].sum(dim=1) - 1
+            return self._last_token_logits(arguments, torch.arange(len(last), device=last.device), last).float()
         logits = self.base(**arguments).logits
         if self.kind == "token-classification":
             logits = logits[:, extra:]
         return logits.float()
+
+    def _packed_logits(
+        self, inputs: dict[str, torch.Tensor], segments: Segments, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        self._attend(PACKED_ATTENTION)
+        arguments, row = packed.arguments(self.base, self.architecture, self.method, weights, inputs, segments)
+        self._row = row
+        if self.pooling == "last":
+            return self._last_token_logits(arguments, torch.zeros_like(row.lasts()), row.lasts())
+        logits: torch.Tensor = self.base(**arguments).logits
+        if self.kind == "token-classification" and row.virtual:
+            logits = logits[:, row.real()]
+        return logits
+
+    def _attend(self, attention: str) -> None:
+        """Switches the attention, where it is another than before."""
+        if self.base.config._attn_implementation != attention:
+            self.base.set_attn_implementation(attention)
+
+    def read_segments(self) -> None:
+        """Makes heads read their position of every segment of a packed row, as if each were a text of its own.
+
+        The body's output becomes (segments, 1, width), so that pooler and head stay those of transformers.
+        """
+
+        def gather(_module: nn.Module, _arguments: Any, output: Any) -> Any:
+            row: packed.Row | None = self._row
+            if row is None:
+                return None
+            hidden = (output if isinstance(output, torch.Tensor) else output[0])[0]
+            if self.pooling == "mean":
+                # ModernBERT's own mean, as PEFT runs it, counts virtual tokens.
+                own = getattr(self.base.config, "classifier_pooling", None) == "mean"
+                read = row.means(hidden, with_virtual=own)[:, None]
+            else:  # the last layer may have kept first positions only
+                read = (hidden if len(hidden) == len(row.segments) else hidden[row.firsts()])[:, None]
+            return _with_hidden(output, read)
+
+        self._body().register_forward_hook(gather)
 
     def read_mean(self) -> None:
         """Makes heads read the mean over the real tokens where they would read the first position.
 
         The body's output gets the mean in its first position, so that pooler and head stay those of transformers.
         """
-        backbone: Any = getattr(self.base, self.base.base_model_prefix)
 
         def put_mean(_module: nn.Module, _arguments: Any, output: Any) -> Any:
+            if self._row is not None:
+                return None
             hidden = output if isinstance(output, torch.Tensor) else output[0]
             mask = self._mask.to(hidden.dtype)[:, :, None]
             real = hidden[:, hidden.shape[1] - mask.shape[1] :]  # virtual tokens stand before the real ones
             mean = (real * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
-            changed = torch.cat((mean, hidden[:, 1:]), dim=1)
-            if isinstance(output, torch.Tensor):
-                return changed
-            output.last_hidden_state = changed
-            return output
+            return _with_hidden(output, torch.cat((mean, hidden[:, 1:]), dim=1))
 
-        backbone.get_submodule(self.architecture.body).register_forward_hook(put_mean)
+        self._body().register_forward_hook(put_mean)
+
+    def _body(self) -> nn.Module:
+        backbone: nn.Module = getattr(self.base, self.base.base_model_prefix)
+        return backbone.get_submodule(self.architecture.body)
 
     def _virtual_weights(self) -> torch.Tensor:
         module: Any = self.module
@@ -209,12 +269,18 @@ class Adapted:
         device = encoder.embedding.weight.device
         return encoder(module.prompt_tokens["default"][None].to(device))[0]
 
-    def _last_token_logits(self, arguments: dict[str, Any]) -> torch.Tensor:
+    def _last_token_logits(self, arguments: dict[str, Any], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Decoders classify by the last real token; transformers cannot find it behind word embeddings."""
         hidden = getattr(self.base, self.base.base_model_prefix)(**arguments, use_cache=False).last_hidden_state
-        last = arguments["attention_mask"].sum(dim=1) - 1
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return self.base.get_submodule("score")(hidden[rows, last])
+        return self.base.get_submodule("score")(hidden[rows, columns])
+
+
+def _with_hidden(output: Any, hidden: torch.Tensor) -> Any:
+    """The output of a body with another last hidden state."""
+    if isinstance(output, torch.Tensor):
+        return hidden
+    output.last_hidden_state = hidden
+    return output
 
 
 def adapt(
@@ -273,7 +339,12 @@ def adapt(
 
 def finish(adapted: Adapted, attention: str = "sdpa") -> None:
     """What every adapted model needs after it is built or loaded: its attention, and a head in full precision."""
-    adapted.base.set_attn_implementation(virtual.PREFIX_ATTENTION if adapted.method == "prefix" else attention)
+    adapted.attention = attention
+    if adapted.kind == "sequence-classification" and adapted.pooling != "last":
+        adapted.read_segments()
+        if adapted.pooling == "first":
+            packed.skip_unread(adapted.base, adapted.architecture, lambda: adapted._row)
+    packed.keep_trigrams_within(adapted.base, lambda: adapted._row)
     if adapted.pooling == "mean" and not hasattr(adapted.base.config, "classifier_pooling"):
         adapted.read_mean()
     for name in adapted.head:

@@ -10,7 +10,7 @@ import torch
 
 from posology import console
 from posology.corpus.document import Document
-from posology.engine.batch import collate, cut
+from posology.engine.batch import cut
 from posology.engine.decode import tags_of
 from posology.engine.encode import Encoded, Encoder
 from posology.engine.methods import Adapted
@@ -19,7 +19,8 @@ from posology.engine.precision import Precision
 from posology.errors import UserError
 
 TOKEN_BUDGET = 2048
-"""Padded pieces that one forward pass may hold: enough to fill the cores, little enough to stay in memory."""
+"""Pieces that one forward pass may hold, padding included where there is some: enough to fill the cores, little
+enough to stay in memory."""
 
 
 @dataclass
@@ -69,9 +70,9 @@ class Predictor(Model):
             last = [max((int(window.words.max(initial=-1)) for window in own), default=-1) for own in encoded.windows]
             results = [np.full((word + 1, outputs), np.nan, np.float32) for word in last]
         with console.progress(description, len(windows)) as advance, self.precision.autocast():
-            for group in cut([[window] for window in windows], TOKEN_BUDGET):
-                batch = collate(group, adapted.base.config.pad_token_id, self.precision.device)
-                output = adapted.logits(batch.inputs)
+            for group in cut([[window] for window in windows], TOKEN_BUDGET, padded=adapted.layout == "padded"):
+                batch = adapted.batch(group, self.precision.device)
+                output = adapted.logits(batch.inputs, batch.segments)
                 if self.kind == "token-classification":
                     output = output[batch.rows, batch.columns]
                 values = output.cpu().numpy()
