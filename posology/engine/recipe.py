@@ -34,7 +34,7 @@ class Recipe(BaseModel):
             is the first, but for the first K layers of a backbone the mean: its first position gathers the text in
             the last layers only.
         dropout: of hidden states; the backbone's own where None.
-        attention_dropout: of attention probabilities; the backbone's own where None.
+        attention_dropout: of attention probabilities, rounded to 1/256; the backbone's own where None.
         precision: `auto` takes bfloat16 where the hardware multiplies it natively.
         rank, alpha, adapter_dropout: of LoRA and its kin.
         targets: projections that LoRA and IA3 adapt, by role (see `architectures.yaml`); `default` or `all`.
