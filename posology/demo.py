@@ -12,7 +12,7 @@ from posology.errors import Interrupted
 from posology.files import check_free
 
 _MARK = ".posology-demo"
-PATIENTS = 100
+PATIENTS = 80
 TASKS = {"i2b2-2010-ner": "i2b2-2010", "i2b2-2010-re": "i2b2-2010"}
 """What is trained, and from which part of the hospital."""
 BASELINES = {"token-classification": "dictionary", "sequence-classification": "tf-idf"}
