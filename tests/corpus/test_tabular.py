@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from posology.corpus.document import Document, Span
 from posology.corpus.tabular import Columns, documents, read_records, resolve
 from posology.errors import UserError
+from tests.data import corpus
 
 ANY_TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
 LABEL = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=8)
@@ -182,3 +183,11 @@ def test_bad_json_lines(tmp_path: Path, row: str, message: str) -> None:
     path.write_text('{"text": "fine", "spans": []}\n' + row + "\n")
     with pytest.raises(UserError, match=rf"^{path}:2: .*{message}"):
         _read(path, "jsonl", annotated=True)
+
+
+def test_notes_of_a_published_de_identification_sample() -> None:
+    path = corpus("i2b2-format") / "published" / "obi-jsonl" / "notes.jsonl"
+    found = _read(path, "jsonl", annotated=True)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [document.text for document in found] == [row["text"] for row in rows]
+    assert [len(document.spans) for document in found] == [len(row["spans"]) for row in rows] == [0, 0]
