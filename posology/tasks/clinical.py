@@ -10,6 +10,7 @@ from typing import Any
 
 from posology.catalog import paper_table
 from posology.console import say
+from posology.corpus.document import Document
 from posology.corpus.relations import Markers
 from posology.errors import UserError
 from posology.tasks.built import Built, Protocol
@@ -83,8 +84,11 @@ def prepare(
     metric: str | None = None,
     seed: int = 42,
     overwrite: bool = False,
-) -> PreparedTask:
+) -> tuple[PreparedTask, dict[str, list[Document]]]:
     """Builds one of `TASKS`, says how it came about, and writes it. The arguments are those of `generic.prepare`.
+
+    Returns:
+        The task, and the documents it was written from.
 
     Raises:
         UserError: anything the user can mend; nothing has been written then.
@@ -120,7 +124,7 @@ def prepare(
         overwrite=overwrite,
     )
     _tell(notes, overlap)
-    return prepared
+    return prepared, built.splits
 
 
 def _overlap(built: Built) -> dict[str, int]:

@@ -220,8 +220,8 @@ def _prepare_clinical(options: Mapping[str, Any]) -> PreparedTask:
     _check_out(out, [source, options["splits"]], options["overwrite"])
     known = inspect.signature(clinical.prepare).parameters
     given = {option: value for option, value in options.items() if option in known}
-    prepared = clinical.prepare(**given | {"source": source, "out": out})
-    _summarise(prepared, {split: prepared.documents(split) for split in SPLITS}, {})
+    prepared, by_split = clinical.prepare(**given | {"source": source, "out": out})
+    _summarise(prepared, by_split, {})
     return prepared
 
 
