@@ -15,6 +15,16 @@ from torch import nn
 from posology.errors import UserError
 
 
+class PostNorm(BaseModel):
+    """Where the parts of a layer that normalises after each of its two halves are, by name inside the layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    norms: tuple[str, str]
+    dropouts: tuple[str | None, str | None]
+    attention_dropout: str
+
+
 class Architecture(BaseModel):
     """One entry of `architectures.yaml`; the fields are explained there."""
 
@@ -33,7 +43,7 @@ class Architecture(BaseModel):
     fused_qkv: bool = False
     shared_layers: bool = False
     biases: bool = True
-    rest_of_layer: str | None = None
+    post_norm: PostNorm | None = None
     pooling: Literal["first", "last"] = "first"
     families: dict[str, dict[str, tuple[str, ...]]] = {}
 

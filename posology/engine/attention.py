@@ -7,14 +7,11 @@
 Segments of one length fill their bucket; where lengths differ, the few places left over are masked. How many buckets
 are worth while follows from what one costs. Forward and backward are written out by hand: gathering has the
 inverse gather as its gradient (autograd would add rows up one by one), and scores are changed in place.
-
-Attention dropout draws eight decisions from one 64-bit random number, since drawing is what dropout costs. The
-probability to keep is therefore a multiple of 1/256: 0.1 becomes 26/256 (0.1016); what is kept is scaled by exactly
-that, so expectations are unchanged.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +20,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from posology.engine.dropout import in_bytes, kept
 from posology.engine.virtual import PrefixFeed
 
 PACKED_ATTENTION = "posology_packed"
@@ -53,12 +51,16 @@ class _Plan(NamedTuple):
     Attributes:
         gather: for each place of each bucket the row that goes there, (places,); padding repeats a row.
         scatter: for each row its place, (tokens x heads,).
+        gather_fused, scatter_fused: the same where query, key and value lie side by side: rows are (tokens x 3 x heads),
+            places those of all queries, then all keys, then all values.
         padding: the places that are padding; None where there are none.
         buckets: laid one after the other in `gather`, each as (segments, heads, length).
     """
 
     gather: torch.Tensor
     scatter: torch.Tensor
+    gather_fused: torch.Tensor
+    scatter_fused: torch.Tensor
     padding: torch.Tensor | None
     buckets: tuple[_Bucket, ...]
 
@@ -121,7 +123,12 @@ class Segments:
             for end, part, shape in zip(ends, rows, shapes, strict=True)
         )
         padding = None if real.all() else self.tensor(np.flatnonzero(~real))
-        return _Plan(self.tensor(gather), self.tensor(scatter), padding, buckets)
+        parts = np.arange(3)[:, None]
+        gather_fused = (gather // heads * 3 + parts) * heads + gather % heads
+        scatter_fused = scatter.reshape(-1, 1, heads) + parts * len(gather)
+        places = (gather, scatter, gather_fused.reshape(-1), scatter_fused.reshape(-1))
+        first, second, third, fourth = (self.tensor(part) for part in places)
+        return _Plan(first, second, third, fourth, padding, buckets)
 
     def mask(
         self, heads: int, number: int, prefix: int, causal: bool, window: int | None, dtype: torch.dtype
@@ -170,7 +177,7 @@ def _cuts(lengths: np.ndarray, heads: int) -> list[tuple[int, int]]:
     return sorted(cuts)
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """What one layer's attention needs to know beside its tensors."""
 
     segments: Segments
@@ -181,17 +188,79 @@ class _Call(NamedTuple):
     window: int | None
 
 
-def _kept(shape: torch.Size, dropped: int, device: torch.device) -> torch.Tensor:
-    """Random bytes 0 or 1, each 0 with probability `dropped` / 256.
+def attend(
+    rows: Sequence[torch.Tensor], prefix: Sequence[torch.Tensor | None], call: Call
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """softmax(scaling x query key^T + mask) value, within segments, in the layout of the buckets.
 
-    Compared in place and kept as bytes: making booleans, and multiplying by them, takes longer than the drawing.
+    Args:
+        rows: query, key and value as `_Plan.gather` lays them out, (places, width) each.
+        prefix: keys and values before each segment's own, (heads, tokens, width) each, or None twice.
+        call: what else there is to know.
+
+    Returns:
+        (places, width), and what `attend_backward` needs beside its inputs.
     """
-    numbers = torch.empty((shape.numel() + 7) // 8, dtype=torch.int64, device=device).random_(-(2**63), None)
-    return numbers.view(torch.uint8)[: shape.numel()].ge_(dropped).view(shape)
+    plan = call.segments.plan(call.heads)
+    scale = 256 / (256 - call.dropped)
+    output = torch.empty_like(rows[0])
+    saved: list[torch.Tensor | None] = []
+    for number, bucket in enumerate(plan.buckets):
+        query, key, value = _bucket_of(bucket, rows, prefix)
+        scores = _product(query, key.transpose(1, 2), call.scaling)
+        tokens = scores.shape[2] - bucket.length
+        mask = call.segments.mask(call.heads, number, tokens, call.causal, call.window, scores.dtype)
+        if mask is not None:
+            scores.view(bucket.segments, call.heads, *scores.shape[1:]).add_(mask)
+        weights = torch.softmax(scores, dim=-1, out=scores)
+        mine = kept(weights.shape, call.dropped, weights.device) if call.dropped else None
+        used = weights if mine is None else mine.to(weights.dtype).mul_(weights)
+        _product(used, value, scale, output[bucket.rows].view(query.shape))
+        saved += [weights, mine]
+    return output, saved
+
+
+def attend_backward(
+    gradient: torch.Tensor,
+    rows: Sequence[torch.Tensor],
+    prefix: Sequence[torch.Tensor | None],
+    saved: Sequence[torch.Tensor | None],
+    call: Call,
+    out: Sequence[torch.Tensor],
+) -> list[torch.Tensor | None]:
+    """The gradients of `attend`: those of query, key and value into `out`, those of the prefix returned."""
+    plan = call.segments.plan(call.heads)
+    scale = 256 / (256 - call.dropped)
+    if plan.padding is not None:
+        gradient.index_fill_(0, plan.padding, 0)
+    prefixes = [None if part is None else torch.zeros_like(part) for part in prefix]
+    for number, bucket in enumerate(plan.buckets):
+        weights, mine = saved[2 * number : 2 * number + 2]
+        assert weights is not None
+        query, key, value = _bucket_of(bucket, rows, prefix)
+        own = gradient[bucket.rows].view(query.shape)
+        to_query, to_key, to_value = (part[bucket.rows].view(query.shape) for part in out)
+        if prefix[0] is not None:
+            to_key, to_value = torch.empty_like(key), torch.empty_like(value)
+        used = weights if mine is None else mine.to(weights.dtype)
+        to_weights = _product(own, value.transpose(1, 2), scale)
+        if mine is not None:
+            to_weights.mul_(used)
+            used.mul_(weights)
+        _product(used.transpose(1, 2), own, scale, to_value)
+        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+        _product(to_scores, key, call.scaling, to_query)
+        _product(to_scores.transpose(1, 2), query, call.scaling, to_key)
+        for total, part, place in zip(prefixes, (to_key, to_value), out[1:], strict=True):
+            if total is not None:
+                tokens = total.shape[1]
+                total += part[:, :tokens].view(bucket.segments, *total.shape).sum(0)
+                place[bucket.rows].view(query.shape).copy_(part[:, tokens:])
+    return prefixes
 
 
 class _SegmentAttention(torch.autograd.Function):
-    """softmax(scaling x query key^T + mask) value, within segments; all tensors are (tokens x heads, width)."""
+    """`attend` for query, key and value that are (tokens x heads, width) each."""
 
     @staticmethod
     def forward(
@@ -201,83 +270,42 @@ class _SegmentAttention(torch.autograd.Function):
         value: torch.Tensor,
         prefix_key: torch.Tensor | None,
         prefix_value: torch.Tensor | None,
-        call: _Call,
+        call: Call,
     ) -> torch.Tensor:
         plan = call.segments.plan(call.heads)
-        scale = 256 / (256 - call.dropped)
-        query, key, value = (tensor.index_select(0, plan.gather) for tensor in (query, key, value))
-        output = torch.empty_like(query)
-        saved: list[torch.Tensor | None] = []
-        for number, bucket in enumerate(plan.buckets):
-            own_query, own_key, own_value = _bucket_of(bucket, call.heads, query, key, value, prefix_key, prefix_value)
-            scores = _product(own_query, own_key.transpose(1, 2), call.scaling)
-            tokens = scores.shape[2] - bucket.length
-            mask = call.segments.mask(call.heads, number, tokens, call.causal, call.window, scores.dtype)
-            if mask is not None:
-                scores.view(bucket.segments, call.heads, *scores.shape[1:]).add_(mask)
-            weights = torch.softmax(scores, dim=-1, out=scores)
-            kept = _kept(weights.shape, call.dropped, weights.device) if call.dropped else None
-            used = weights if kept is None else kept.to(weights.dtype).mul_(weights)
-            output[bucket.rows] = _product(used, own_value, scale).view(-1, output.shape[1])
-            saved += [weights, kept]
-        ctx.save_for_backward(query, key, value, prefix_key, prefix_value, *saved)
+        rows = [tensor.index_select(0, plan.gather) for tensor in (query, key, value)]
+        output, saved = attend(rows, (prefix_key, prefix_value), call)
+        ctx.save_for_backward(*rows, prefix_key, prefix_value, *saved)
         ctx.call = call
         return output.index_select(0, plan.scatter)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        call: _Call = ctx.call
-        query, key, value, prefix_key, prefix_value, *saved = ctx.saved_tensors
-        plan = call.segments.plan(call.heads)
-        scale = 256 / (256 - call.dropped)
-        gradient = gradient.index_select(0, plan.gather)
-        if plan.padding is not None:
-            gradient.index_fill_(0, plan.padding, 0)
-        found = [torch.empty_like(query) for _ in range(3)]
-        prefixes = [None if part is None else torch.zeros_like(part) for part in (prefix_key, prefix_value)]
-        for number, bucket in enumerate(plan.buckets):
-            weights, kept = saved[2 * number : 2 * number + 2]
-            own_query, own_key, own_value = _bucket_of(bucket, call.heads, query, key, value, prefix_key, prefix_value)
-            own = gradient[bucket.rows].view(own_query.shape)
-            used = weights if kept is None else kept.to(weights.dtype).mul_(weights)
-            to_value = _product(used.transpose(1, 2), own, scale)
-            to_weights = _product(own, own_value.transpose(1, 2), scale)
-            if kept is not None:
-                to_weights.mul_(kept.to(weights.dtype))
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-            to_query = _product(to_scores, own_key, call.scaling)
-            to_key = _product(to_scores.transpose(1, 2), own_query, call.scaling)
-            tokens = to_key.shape[1] - bucket.length
-            for place, part in enumerate((to_query, to_key[:, tokens:], to_value[:, tokens:])):
-                found[place][bucket.rows].view(part.shape).copy_(part)
-            for total, part in zip(prefixes, (to_key, to_value), strict=True):
-                if total is not None:
-                    total += part[:, :tokens].view(bucket.segments, *total.shape).sum(0)
+        plan = ctx.call.segments.plan(ctx.call.heads)
+        *rows, prefix_key, prefix_value = ctx.saved_tensors[:5]
+        found = [torch.empty_like(rows[0]) for _ in range(3)]
+        gathered = gradient.index_select(0, plan.gather)
+        prefixes = attend_backward(gathered, rows, (prefix_key, prefix_value), ctx.saved_tensors[5:], ctx.call, found)
         return (*(part.index_select(0, plan.scatter) for part in found), *prefixes, None)
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Tensor:
+def _product(left: torch.Tensor, right: torch.Tensor, factor: float, out: torch.Tensor | None = None) -> torch.Tensor:
     """factor x left right, batched."""
-    out = torch.empty((left.shape[0], left.shape[1], right.shape[2]), dtype=left.dtype, device=left.device)
+    if out is None:
+        out = torch.empty((left.shape[0], left.shape[1], right.shape[2]), dtype=left.dtype, device=left.device)
     return torch.baddbmm(out, left, right, beta=0, alpha=factor, out=out)
 
 
 def _bucket_of(
-    bucket: _Bucket,
-    heads: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    prefix_key: torch.Tensor | None,
-    prefix_value: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    bucket: _Bucket, rows: Sequence[torch.Tensor], prefix: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor]:
     """Query, key and value of a bucket, each (segments x heads, length, width), with the prefix before the keys."""
-    own = [part[bucket.rows].view(-1, bucket.length, part.shape[1]) for part in (query, key, value)]
-    for place, prefix in ((1, prefix_key), (2, prefix_value)):
-        if prefix is not None:
-            own[place] = torch.cat((prefix.repeat(bucket.segments, 1, 1), own[place]), dim=1)
-    return own[0], own[1], own[2]
+    own = [part[bucket.rows].view(-1, bucket.length, part.shape[1]) for part in rows]
+    for place, before in enumerate(prefix, start=1):
+        if before is not None:
+            own[place] = torch.cat((before.repeat(bucket.segments, 1, 1), own[place]), dim=1)
+    return own
 
 
 def segment_attention(
@@ -307,11 +335,11 @@ def segment_attention(
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     rows = [part[0].transpose(0, 1).reshape(-1, width).to(dtype) for part in (query, key, value)]
-    call = _Call(
+    call = Call(
         segments,
         heads,
         width**-0.5 if scaling is None else scaling,
-        round(256 * dropout) if module.training else 0,
+        in_bytes(dropout) if module.training else 0,
         bool(getattr(module, "is_causal", False)),
         sliding_window,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,7 +15,9 @@ from posology.engine.architectures import Architecture, architecture_of, archite
 from posology.engine.attention import PACKED_ATTENTION, Segments
 from posology.engine.baselines import BASELINES
 from posology.engine.batch import Batch, collate, pack
+from posology.engine.dropout import draw_bytes
 from posology.engine.encode import Window
+from posology.engine.layers import Layer, write_out
 from posology.engine.recipe import Recipe, make_recipe
 from posology.errors import UserError
 
@@ -148,6 +150,7 @@ class Adapted:
     layout: Literal["packed", "padded"] = "packed"
     attention: str = "sdpa"
     _row: packed.Row | None = field(default=None, init=False, repr=False)
+    _layers: list[Layer] = field(default_factory=list, init=False, repr=False)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names in `module`."""
@@ -201,18 +204,39 @@ class Adapted:
             logits = logits[:, extra:]
         return logits.float()
 
+    def answers(self, batch: Batch) -> torch.Tensor:
+        """Logits of what a batch asks for: (windows, classes), or in token classification (words, tags), in float32."""
+        if self.kind == "sequence-classification":
+            return self.logits(batch.inputs, batch.segments)
+        if batch.segments is None:
+            return self.logits(batch.inputs)[batch.rows, batch.columns]
+        weights = self._virtual_weights() if self.method in VIRTUAL else None
+        return self._packed_logits(batch.inputs, batch.segments, weights, batch.columns)[0].float()
+
     def _packed_logits(
-        self, inputs: dict[str, torch.Tensor], segments: Segments, weights: torch.Tensor | None
+        self,
+        inputs: dict[str, torch.Tensor],
+        segments: Segments,
+        weights: torch.Tensor | None,
+        columns: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """(segments, classes), or (1, tokens, tags), or of some tokens only: (1, columns, tags)."""
         self._attend(PACKED_ATTENTION)
         arguments, row = packed.arguments(self.base, self.architecture, self.method, weights, inputs, segments)
         self._row = row
         if self.pooling == "last":
             return self._last_token_logits(arguments, torch.zeros_like(row.lasts()), row.lasts())
+        if self.kind == "sequence-classification":
+            if self.pooling == "first" and self._layers:
+                self._row = replace(row, read=row.firsts())
+            return self.base(**arguments).logits
+        if row.virtual:
+            columns = row.real() if columns is None else row.real()[columns]
+        if self._layers:
+            self._row = replace(row, read=columns)
+            return self.base(**arguments).logits
         logits: torch.Tensor = self.base(**arguments).logits
-        if self.kind == "token-classification" and row.virtual:
-            logits = logits[:, row.real()]
-        return logits
+        return logits if columns is None else logits[:, columns]
 
     def _attend(self, attention: str) -> None:
         """Switches the attention, where it is another than before."""
@@ -342,9 +366,9 @@ def finish(adapted: Adapted, attention: str = "sdpa") -> None:
     adapted.attention = attention
     if adapted.kind == "sequence-classification" and adapted.pooling != "last":
         adapted.read_segments()
-        if adapted.pooling == "first":
-            packed.skip_unread(adapted.base, adapted.architecture, lambda: adapted._row)
     packed.keep_trigrams_within(adapted.base, lambda: adapted._row)
+    draw_bytes(adapted.module, lambda: adapted._row is not None)
+    adapted._layers = write_out(adapted.base, adapted.architecture, lambda: adapted._row)
     if adapted.pooling == "mean" and not hasattr(adapted.base.config, "classifier_pooling"):
         adapted.read_mean()
     for name in adapted.head:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posology.engine import virtual
-from posology.engine.architectures import Architecture, matching
+from posology.engine.architectures import Architecture
 from posology.engine.attention import Segments
 
 
@@ -29,10 +29,12 @@ class Row:
     Attributes:
         segments: its borders, virtual tokens included.
         virtual: tokens of a prompt at the beginning of each segment.
+        read: the columns that a head reads, so that the last layer may leave out the others; None for all.
     """
 
     segments: Segments
     virtual: int = 0
+    read: torch.Tensor | None = None
 
     def real(self) -> torch.Tensor:
         """The columns of the row that are no virtual tokens."""
@@ -136,28 +138,3 @@ def keep_trigrams_within(base: PreTrainedModel, current: Callable[[], Row | None
         return ((embedded.view(*embedded.shape[:2], 3, -1) * inside).flatten(2),)
 
     embeddings.embedding_transformation.register_forward_pre_hook(cut)
-
-
-def skip_unread(base: PreTrainedModel, architecture: Architecture, current: Callable[[], Row | None]) -> None:
-    """Leaves out, in the last layer, what follows attention for all but the first position of each segment.
-
-    For classifiers that read the first position only. The last hidden state then is (1, segments, width).
-
-    Args:
-        base: the task model, adapters included.
-        architecture: of it; where its layers have no `rest_of_layer` nothing is skipped.
-        current: gives the row that is being read, or None where texts are padded.
-    """
-    if architecture.rest_of_layer is None:
-        return
-    layer = architecture.layers.format(layer=base.config.num_hidden_layers - 1)
-    (name,) = matching(base, rf"{base.base_model_prefix}\.{layer}\.{architecture.rest_of_layer}")
-
-    def keep_firsts(_module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        row = current()
-        if row is None:
-            return None
-        firsts = row.firsts()
-        return tuple(hidden[:, firsts] for hidden in given)
-
-    base.get_submodule(name).register_forward_pre_hook(keep_firsts)

@@ -14,10 +14,12 @@ from torch.nn import functional
 
 import posology
 from posology.corpus.tags import words_of
-from posology.engine.attention import Segments, _kept, segment_attention
+from posology.engine.attention import Segments, segment_attention
 from posology.engine.batch import cut, pack
+from posology.engine.dropout import kept
 from posology.engine.encode import Window
 from posology.engine.methods import METHODS, VIRTUAL, Adapted, adapt
+from posology.engine.projection import Projection
 from posology.engine.recipe import make_recipe
 from posology.tasks.prepared import PreparedTask
 from tests.engine.tiny import ARCHITECTURES, KINDS, VOCABULARY, task_model
@@ -70,9 +72,8 @@ def gradients(
     total, seen = 0.0, []
     for group in groups:
         batch = adapted.batch(group)
-        logits = adapted.logits(batch.inputs, batch.segments)
+        logits = adapted.answers(batch)
         if adapted.kind == KINDS[1]:
-            logits = logits[batch.rows, batch.columns]
             goal = torch.from_numpy(batch.documents[batch.words[:, 0]] * 7 + batch.words[:, 1]) % 5
         else:
             goal = torch.from_numpy(batch.documents) % 5
@@ -138,20 +139,59 @@ def test_second_texts_keep_their_type(architecture: str, method: str) -> None:
     assert (untyped[2] - alone[2]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert"])
-def test_classifiers_work_on_first_positions_only_at_the_end_of_the_last_layer(architecture: str) -> None:
-    def widths(kind: str, **options: Any) -> list[int]:
-        adapted, seen = make(architecture, "lora", kind, **options), []
-        backbone = getattr(adapted.base, adapted.base.base_model_prefix)
-        for name, module in backbone.named_modules():
-            if name.endswith((".output.dense", ".lin2")) and "attention" not in name:
-                module.register_forward_hook(lambda _m, _a, output: seen.append(output.shape[1]))
-        batch = adapted.batch(windows((12, 1, 30)))
-        adapted.logits(batch.inputs, batch.segments)
-        return seen
+WRITTEN_OUT = ["bert", "roberta", "electra", "distilbert"]
 
-    assert widths(KINDS[0]) == [43, 43, 3]
-    assert widths(KINDS[0], mean=True) == widths(KINDS[1]) == [43, 43, 43]
+
+@pytest.mark.parametrize("architecture", WRITTEN_OUT)
+def test_the_last_layer_works_on_the_positions_that_a_head_reads(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    forward = Projection.forward
+
+    def watched(self: Projection, given: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.append(len(given))
+        return forward(self, given, *others)
+
+    monkeypatch.setattr(Projection, "forward", watched)
+
+    def rows(kind: str, method: str = "lora", **options: Any) -> list[int]:
+        adapted = make(architecture, method, kind, **options)
+        seen.clear()
+        adapted.answers(adapted.batch(windows((12, 1, 30))))
+        return seen[8:]  # of the last layer: query with key and value, output of attention, up, down
+
+    assert rows(KINDS[0]) == [43, 3, 3, 3]
+    assert rows(KINDS[0], mean=True) == [43, 43, 43, 43]
+    assert rows(KINDS[1]) == [43, 22, 22, 22]  # every other token begins a word
+    assert rows(KINDS[1], "prompt") == [73, 22, 22, 22]
+    assert rows(KINDS[0], "dora") == []  # PEFT runs it
+
+
+def test_only_what_is_written_out_is_taken_from_transformers() -> None:
+    written = {architecture: make(architecture, "lora", KINDS[0])._layers != [] for architecture in ARCHITECTURES}
+    assert [name for name, own in written.items() if own] == ["bert", "roberta", "distilbert", "electra"]
+    for method in METHODS:
+        assert bool(make("bert", method, KINDS[0])._layers) is (method != "dora")
+    unusual = task_model("bert", KINDS[0])
+    unusual.bert.encoder.layer[1].intermediate.intermediate_act_fn = torch.nn.SiLU()
+    assert adapt(unusual, "head", make_recipe("head"), KINDS[0])._layers == []
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "ia3"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_steps_of_the_optimiser_are_seen(method: str, autocast: bool) -> None:
+    """Nothing that was made of trained weights may outlive a step."""
+    trained = []
+    for layout in ("packed", "padded"):
+        adapted = make("bert", method, KINDS[1])
+        optimiser = torch.optim.AdamW(adapted.trainable().values(), lr=1e-2, fused=True)
+        for _ in range(4):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                loss, _, _ = gradients(adapted, [windows((12, 1, 30))], layout)
+            optimiser.step()
+        trained.append(loss)
+    assert trained[0] == pytest.approx(trained[1], rel=0.02 if autocast else 1e-4)
 
 
 def test_a_row_may_be_longer_than_the_model_has_positions() -> None:
@@ -204,8 +244,8 @@ def test_dropout_is_unbiased_and_repeatable() -> None:
 def test_random_decisions_are_evenly_spread() -> None:
     """All eight bytes of a number decide alike: none is biased, as a sign bit that is never set would be."""
     torch.manual_seed(0)
-    kept = _kept(torch.Size([80_000]), 26, torch.device("cpu")).view(-1, 8).float()
-    torch.testing.assert_close(kept.mean(0), torch.full((8,), 230 / 256), atol=0.012, rtol=0)
+    drawn = kept(torch.Size([80_000]), 26, torch.device("cpu")).view(-1, 8).float()
+    torch.testing.assert_close(drawn.mean(0), torch.full((8,), 230 / 256), atol=0.012, rtol=0)
 
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=40), st.integers(1, 12))
