@@ -1,0 +1,3 @@
+from posology.engine import process
+
+process.prepare()

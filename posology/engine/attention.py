@@ -127,8 +127,8 @@ class Segments:
         gather_fused = (gather // heads * 3 + parts) * heads + gather % heads
         scatter_fused = scatter.reshape(-1, 1, heads) + parts * len(gather)
         places = (gather, scatter, gather_fused.reshape(-1), scatter_fused.reshape(-1))
-        first, second, third, fourth = (self.tensor(part) for part in places)
-        return _Plan(first, second, third, fourth, padding, buckets)
+        there, back, all_there, all_back = (self.tensor(part) for part in places)
+        return _Plan(there, back, all_there, all_back, padding, buckets)
 
     def mask(
         self, heads: int, number: int, prefix: int, causal: bool, window: int | None, dtype: torch.dtype

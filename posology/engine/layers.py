@@ -309,18 +309,24 @@ def write_out(base: PreTrainedModel, architecture: Architecture, current: Callab
         layers = [Layer(module, names, config.num_attention_heads) for module in modules]
     except Unsupported:
         return []
-    for layer, module in zip(layers, modules, strict=True):
-        module.forward = _forward(layer, module, current, last=module is modules[-1])
+    for number, (layer, module) in enumerate(zip(layers, modules, strict=True)):
+        module.forward = _forward(layer, module, current, number, last=number == depth - 1)
     return layers
 
 
-def _forward(layer: Layer, module: nn.Module, current: Callable[[], Row | None], *, last: bool) -> Callable[..., Any]:
+def _forward(
+    layer: Layer, module: nn.Module, current: Callable[[], Row | None], number: int, *, last: bool
+) -> Callable[..., Any]:
     plain = module.forward
 
     def forward(hidden: torch.Tensor, *others: Any, prefix: PrefixFeed | None = None, **named: Any) -> Any:
         row = current()
         if row is None:
             return plain(hidden, *others, **named, **({} if prefix is None else {"prefix": prefix}))
+        if number == 0 and row.entering is not None:
+            hidden = row.entering[None]
+        if row.layers is not None and number not in row.layers:
+            return hidden
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         key, value = (None, None) if prefix is None else (part.to(dtype) for part in prefix.take())

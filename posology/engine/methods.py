@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -238,6 +239,67 @@ class Adapted:
         logits: torch.Tensor = self.base(**arguments).logits
         return logits if columns is None else logits[:, columns]
 
+    @property
+    def first_trained(self) -> int | None:
+        """The number of the first layer that has something to train; as many as there are layers where none has.
+
+        What lies below is the same in every step. None where that cannot be left out: where something before the first
+        layer is trained, and where transformers runs the layers.
+        """
+        own = dict.fromkeys(id(weight) for layer in self._layers for weight in layer.trained())
+        prefix = f"{self.base.base_model_prefix}."
+        others = [
+            name
+            for name, weight in self.base.named_parameters()
+            if weight.requires_grad and id(weight) not in own and name.startswith(prefix)
+        ]
+        heads = tuple(f"{name}." for name in self.head)
+        if not self._layers or self.method in VIRTUAL or any(not name.startswith(heads) for name in others):
+            return None
+        return next((number for number, layer in enumerate(self._layers) if layer.trained()), len(self._layers))
+
+    def lower(self, batch: Batch, layer: int) -> torch.Tensor:
+        """Hidden states before a layer, without dropout: what `upper` goes on from.
+
+        Args:
+            batch: packed.
+            layer: from 0 to the number of layers.
+
+        Returns:
+            (tokens, width); behind the last layer only what a head reads: (windows, width) or (words, width).
+        """
+        segments, depth = _packed(batch), len(self._layers)
+        training = self.module.training
+        self.module.eval()
+        try:
+            self._attend(PACKED_ATTENTION)
+            arguments, row = packed.arguments(self.base, self.architecture, self.method, None, batch.inputs, segments)
+            read = self._read(row, batch) if layer == depth else None
+            self._row = replace(row, read=read, layers=range(layer), bare=True)
+            with torch.no_grad():
+                hidden: torch.Tensor = getattr(self.base, self.base.base_model_prefix)(**arguments).last_hidden_state[0]
+            return row.means(hidden, with_virtual=False) if layer == depth and self.pooling == "mean" else hidden
+        finally:
+            self.module.train(training)
+
+    def upper(self, hidden: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
+        """What `answers` gives, from the hidden states before a layer, as `lower` gives them."""
+        segments, depth = _packed(batch), len(self._layers)
+        self._attend(PACKED_ATTENTION)
+        # The embeddings still run, on one token, and what they give is not used.
+        one = segments.tensor(np.zeros((1, 1), np.int64))
+        row = packed.Row(segments)
+        read = None if layer == depth else self._read(row, batch)
+        self._row = replace(row, read=read, layers=range(layer, depth), entering=hidden)
+        logits: torch.Tensor = self.base(input_ids=one, segments=segments).logits
+        return (logits if self.kind == "sequence-classification" else logits[0]).float()
+
+    def _read(self, row: packed.Row, batch: Batch) -> torch.Tensor | None:
+        """The columns that a head reads; None for all."""
+        if self.kind == "token-classification":
+            return batch.columns
+        return row.firsts() if self.pooling == "first" else None
+
     def _attend(self, attention: str) -> None:
         """Switches the attention, where it is another than before."""
         if self.base.config._attn_implementation != attention:
@@ -251,10 +313,12 @@ class Adapted:
 
         def gather(_module: nn.Module, _arguments: Any, output: Any) -> Any:
             row: packed.Row | None = self._row
-            if row is None:
+            if row is None or row.bare:
                 return None
             hidden = (output if isinstance(output, torch.Tensor) else output[0])[0]
-            if self.pooling == "mean":
+            if row.layers is not None and not len(row.layers):  # read before
+                read = hidden[:, None]
+            elif self.pooling == "mean":
                 # ModernBERT's own mean, as PEFT runs it, counts virtual tokens.
                 own = getattr(self.base.config, "classifier_pooling", None) == "mean"
                 read = row.means(hidden, with_virtual=own)[:, None]
@@ -297,6 +361,11 @@ class Adapted:
         """Decoders classify by the last real token; transformers cannot find it behind word embeddings."""
         hidden = getattr(self.base, self.base.base_model_prefix)(**arguments, use_cache=False).last_hidden_state
         return self.base.get_submodule("score")(hidden[rows, columns])
+
+
+def _packed(batch: Batch) -> Segments:
+    assert batch.segments is not None, "only packed rows can be cut between layers"
+    return batch.segments
 
 
 def _with_hidden(output: Any, hidden: torch.Tensor) -> Any:

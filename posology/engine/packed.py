@@ -29,12 +29,18 @@ class Row:
     Attributes:
         segments: its borders, virtual tokens included.
         virtual: tokens of a prompt at the beginning of each segment.
-        read: the columns that a head reads, so that the last layer may leave out the others; None for all.
+        read: the columns that somebody reads in the end, so that the last layer may leave out the others; None for all.
+        layers: numbers of the layers it goes through; the others hand it on.
+        entering: hidden states that take the place of the embeddings, (tokens or positions read, width).
+        bare: nothing is read: the body's output is wanted as it is.
     """
 
     segments: Segments
     virtual: int = 0
     read: torch.Tensor | None = None
+    layers: range | None = None
+    entering: torch.Tensor | None = None
+    bare: bool = False
 
     def real(self) -> torch.Tensor:
         """The columns of the row that are no virtual tokens."""

@@ -13,6 +13,7 @@ from posology.engine.attention import Segments
 from posology.engine.layers import Input, Layer
 from posology.engine.methods import adapt
 from posology.engine.recipe import make_recipe
+from tests.engine.test_packed import windows
 from tests.engine.tiny import KINDS, task_model
 
 LENGTHS = np.array([5, 1, 3, 5])
@@ -101,3 +102,31 @@ def test_adapters_drop_at_their_own_rates() -> None:
     assert [stack.drops.flatten().tolist() for stack in stacks] == [[0, 128]] * 2  # type: ignore[union-attr]
     assert [stack.scale.flatten().tolist() for stack in stacks] == [[1.0, 2.0]] * 2  # type: ignore[union-attr]
     assert [stack.drops for stack in lead.projections[0]._stack(torch.float64, False)] == [0, 0]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mean", [False, True])
+def test_a_model_may_be_cut_before_any_layer(architecture: str, kind: str, mean: bool) -> None:
+    adapted = adapt(
+        task_model(architecture, kind), "lora", make_recipe("lora", overrides={"top_layers": 1}), kind, mean=mean
+    )
+    adapted.module.eval()
+    assert adapted.first_trained == 2
+    batch = adapted.batch(windows((12, 1, 30)))
+    expected = adapted.answers(batch)
+    for layer in range(4):
+        hidden = adapted.lower(batch, layer)
+        torch.testing.assert_close(adapted.upper(hidden, batch, layer), expected)
+        assert len(hidden) == (43 if layer < 3 else 22 if kind == KINDS[1] else 3)
+    torch.testing.assert_close(adapted.answers(batch), expected)  # nothing of it stays behind
+
+
+@pytest.mark.parametrize(
+    ("method", "first"),
+    [("head", 3), ("lora", 0), ("ia3", 0), ("full", None), ("bitfit", None), ("layernorm", None), ("prompt", None),
+     ("prefix", None), ("dora", None)],
+)  # fmt: skip
+def test_what_lies_below_the_first_trained_layer(method: str, first: int | None) -> None:
+    for kind in KINDS:
+        assert adapt(task_model("bert", kind), method, make_recipe(method), kind).first_trained == first

@@ -1,0 +1,28 @@
+"""What PyTorch on a CPU leaves to its environment, set before it is imported; what the user has set stays.
+
+- Threads of OpenMP wait for each other by spinning. With another process on the same cores each wait lasts until the
+  operating system takes the core away: a training at 80 examples/s on two cores fell to 4 beside three busy
+  processes, and to 33 where threads sleep instead (docs/LOG.md). They sleep.
+- glibc gives the memory of large tensors back and asks for it again, page by page, in every step. It keeps it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, see malloc.h
+_KEPT_BYTES = 2**30
+
+
+def prepare() -> None:
+    """Sets both, where nobody has set them."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        try:
+            tune = ctypes.CDLL(None).mallopt
+        except (OSError, TypeError, AttributeError):  # not glibc
+            return
+        tune(_MMAP_THRESHOLD, _KEPT_BYTES)
+        tune(_TRIM_THRESHOLD, _KEPT_BYTES)
