@@ -169,6 +169,12 @@ class Layer:
             own.forget()
         self._parameters = []
 
+    def adopt(self, other: Layer) -> None:
+        """Takes the frozen matrices of another layer in place of its own equal ones, which are freed."""
+        for own, theirs in zip(self.projections, other.projections, strict=True):
+            own.adopt(theirs)
+        self._parameters = []
+
     def __call__(self, hidden: torch.Tensor, given: Input) -> torch.Tensor:
         """(tokens, width) -> (tokens or positions read, width)."""
         trained = self.trained()
@@ -205,8 +211,9 @@ class Layer:
         to_context = output.backward(own, tape, found)
         assert to_context is not None
         if given.read is not None:
-            to_context = to_context.new_zeros(tokens, to_context.shape[1]).index_copy_(0, given.read, to_context)
-            residual = residual.new_zeros(tokens, residual.shape[1]).index_copy_(0, given.read, residual)
+            # Added, since a position may be read twice: rows of several runs are filled up so.
+            to_context = to_context.new_zeros(tokens, to_context.shape[1]).index_add_(0, given.read, to_context)
+            residual = residual.new_zeros(tokens, residual.shape[1]).index_add_(0, given.read, residual)
         to_projections, prefix = self._attend_backward(to_context, given, tape)
         to_hidden = query_key_value.backward(to_projections, tape, found, onwards=onwards)
         return (None if to_hidden is None else residual.add_(to_hidden)), prefix, found

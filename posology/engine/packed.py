@@ -54,7 +54,7 @@ class Row:
         """The column of each segment's last position."""
         return self.segments.tensor(self.segments.starts + self.segments.lengths - 1)
 
-    def means(self, hidden: torch.Tensor, *, with_virtual: bool) -> torch.Tensor:
+    def means(self, hidden: torch.Tensor, *, with_virtual: bool = False) -> torch.Tensor:
         """The mean over each segment of (total, width), with or without its virtual tokens: (segments, width)."""
         numbers = np.repeat(np.arange(len(self.segments)), self.segments.lengths)
         lengths = self.segments.lengths

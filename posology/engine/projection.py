@@ -114,6 +114,12 @@ class Projection:
         self._weights: dict[torch.dtype, tuple[Any, torch.Tensor, torch.Tensor | None]] = {}
         self._stacks: list[_Stack] = []
 
+    def adopt(self, other: Projection) -> None:
+        """Takes the weights of another, and what was made of them, in place of its own; they must be equal."""
+        for own, theirs in zip(self._linears, other._linears, strict=True):
+            own.weight, own.bias = theirs.weight, theirs.bias
+        self._weights = other._weights
+
     def forget(self) -> None:
         """Drops what was made of frozen weights, after changes that they do not count themselves (through `.data`)."""
         self._weights.clear()
