@@ -63,10 +63,16 @@ def train(
     set: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     seed: int = 42,
     max_seconds: float | None = None,
+    evaluate_seconds: float | None = None,
     shots: int | None = None,
     overwrite: bool = False,
+    fresh: bool = False,
+    keep_activations: Path | None = None,
 ) -> dict[str, Any]:
     """Adapt a backbone to a prepared task; keep the best on validation, score it once on test.
+
+    A run that was stopped or killed goes on from its last checkpoint when the same command is given again, and ends with
+    the same weights, bit for bit, on the same machine with the same number of threads (not where seconds are limited).
 
     Args:
         data: a prepared task.
@@ -77,8 +83,12 @@ def train(
         set: fields of the recipe, or settings of a baseline, to replace, such as --set learning_rate=1e-3 rank=16.
         seed: of initialisation, order and dropout.
         max_seconds: stop training after so many seconds, evaluations excluded; a baseline tries no further setting.
+        evaluate_seconds: evaluate after so many seconds of training too, not only after each epoch.
         shots: train on so many documents per class, or per entity type.
         overwrite: replace `out`.
+        fresh: start over, even where an interrupted run could be continued.
+        keep_activations: a folder in which to keep what layers that are not trained (method head, or --set top_layers=2)
+            make of the documents, for further runs; it is as private as the documents. Otherwise it goes with the run.
     """
     from posology.engine.recipe import parse_overrides
     from posology.engine.train import train as run
@@ -92,8 +102,11 @@ def train(
         overrides=parse_overrides(set or []),
         seed=seed,
         max_seconds=max_seconds,
+        evaluate_seconds=evaluate_seconds,
         shots=shots,
         overwrite=overwrite,
+        fresh=fresh,
+        keep_activations=keep_activations,
     )
 
 
@@ -176,6 +189,107 @@ def doctor() -> dict[str, Any]:
     from posology.doctor import report
 
     return report()
+
+
+bench = App(name="bench", help="Measure speed and memory on this machine, beside transformers and PEFT where asked.")
+app.command(bench)
+
+
+@bench.command(name="train")
+def bench_train(
+    *,
+    data: Path,
+    backbone: str = "minilm",
+    method: str = "lora",
+    recipe: str = "standard",
+    set: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    max_length: int | None = None,
+    peer: bool = False,
+    steps: int = 8,
+    repeats: int = 5,
+    quality: bool = False,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Measure training: optimiser steps on batches of 32, all sides on the same documents, round by round.
+
+    Args:
+        data: a prepared task; texts are cut at the recipe's max_length on all sides.
+        backbone: catalogue name, folder, or NAME:K.
+        method: how the backbone is adapted.
+        recipe: standard or paper, on all sides.
+        set: fields of the recipe to replace.
+        max_length: cut texts at so many pieces.
+        peer: measure transformers.Trainer with PEFT too, as the paper configures it and with the flags fastest here.
+        steps: optimiser steps in a round.
+        repeats: rounds.
+        quality: also train every side on the whole training set and score it, which takes long.
+        seed: of initialisation, order and dropout.
+    """
+    from posology.doctor import matrix_peak
+    from posology.engine.recipe import parse_overrides
+    from posology.measure.training import bench_train as run
+
+    return run(
+        data,
+        matrix_peak=matrix_peak,
+        backbone=backbone,
+        method=method,
+        recipe=recipe,
+        overrides=parse_overrides(set or []),
+        max_length=max_length,
+        peer=peer,
+        steps=steps,
+        repeats=repeats,
+        quality=quality,
+        seed=seed,
+    )
+
+
+@bench.command(name="predict")
+def bench_predict(
+    *,
+    data: Path,
+    backbone: str = "minilm",
+    method: str = "lora",
+    recipe: str = "standard",
+    set: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    max_length: int | None = None,
+    peer: bool = False,
+    documents: int = 512,
+    repeats: int = 5,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Measure prediction from text to labels, with a model that is briefly trained for it.
+
+    Args:
+        data: a prepared task; its test documents are read, cut at the recipe's max_length on all sides.
+        backbone: catalogue name, folder, or NAME:K.
+        method: how the backbone is adapted.
+        recipe: standard or paper.
+        set: fields of the recipe to replace.
+        max_length: cut texts at so many pieces.
+        peer: measure transformers.pipeline with batches of 32 too, and a loop over sorted texts in bfloat16.
+        documents: how many test documents, at most.
+        repeats: rounds.
+        seed: of the draw and the training.
+    """
+    from posology.doctor import matrix_peak
+    from posology.engine.recipe import parse_overrides
+    from posology.measure.prediction import bench_predict as run
+
+    return run(
+        data,
+        matrix_peak=matrix_peak,
+        backbone=backbone,
+        method=method,
+        recipe=recipe,
+        overrides=parse_overrides(set or []),
+        max_length=max_length,
+        peer=peer,
+        documents=documents,
+        repeats=repeats,
+        seed=seed,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,8 +21,8 @@ def say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: float | None) -> Iterator[Callable[..., None]]:
-    """Shows how far a piece of work has come, once it has taken two seconds.
+def progress(description: str, total: float | None, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Shows how far a piece of work has come, once it has taken two seconds; `done` of `total` were done before.
 
     Yields a function `advance(amount=1, note="")`. On a terminal this is a bar; elsewhere (a log file,
     a batch queue) it is a line every half minute.
@@ -30,15 +30,15 @@ def progress(description: str, total: float | None) -> Iterator[Callable[..., No
     if QUIET:
         yield lambda amount=1, note="": None
     elif sys.stderr.isatty():
-        with _bar(description, total) as advance:
+        with _bar(description, total, done) as advance:
             yield advance
     else:
-        with _lines(description, total) as advance:
+        with _lines(description, total, done) as advance:
             yield advance
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: float | None) -> Iterator[Callable[..., None]]:
+def _bar(description: str, total: float | None, done: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -54,7 +54,7 @@ def _bar(description: str, total: float | None) -> Iterator[Callable[..., None]]
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(description, total=total, note="")
+    task = bar.add_task(description, total=total, completed=done, note="")
     started, shown = time.monotonic(), False
 
     def advance(amount: float = 1, note: str | None = None) -> None:
@@ -74,19 +74,19 @@ def _bar(description: str, total: float | None) -> Iterator[Callable[..., None]]
 
 
 @contextlib.contextmanager
-def _lines(description: str, total: float | None) -> Iterator[Callable[..., None]]:
-    done, last_note = 0.0, ""
+def _lines(description: str, total: float | None, done: int) -> Iterator[Callable[..., None]]:
+    new, last_note = 0.0, ""
     started = last = time.monotonic()
 
     def advance(amount: float = 1, note: str | None = None) -> None:
-        nonlocal done, last, last_note
-        done += amount
+        nonlocal new, last, last_note
+        new += amount
         last_note = note if note is not None else last_note
         now = time.monotonic()
         if now - last > _LINE_EVERY_SECONDS:
             last = now
-            share = f"{done:,.0f}/{total:,.0f}" if total else f"{done:,.0f}"
-            left = f", about {(total - done) * (now - started) / done:,.0f} s left" if total and done else ""
+            share = f"{done + new:,.0f}/{total:,.0f}" if total else f"{done + new:,.0f}"
+            left = f", about {(total - done - new) * (now - started) / new:,.0f} s left" if total and new else ""
             say(f"{description}: {share} after {now - started:,.0f} s{left} {last_note}".rstrip())
 
     yield advance

@@ -21,6 +21,8 @@ def show(command: str, result: Any) -> None:
 
         for line in lines(result):
             console.print(line, markup=False, highlight=False)
+    elif command == "bench":
+        _show_bench(console, result)
     elif isinstance(result, list):
         console.print(_table(result))
     elif isinstance(result, dict) and "metrics" in result:
@@ -61,6 +63,45 @@ def _show_scores(console: Console, result: dict[str, Any]) -> None:
             f"{result['documents']:,} documents; {result['coverage']:.1%} of their text read", highlight=False
         )
     console.print(result["artifact"], markup=False, highlight=False)
+
+
+def _show_bench(console: Console, result: dict[str, Any]) -> None:
+    table = Table("", "examples/s", "tokens/s", "GFLOP/s", "of the peak", "peak memory", "ours is", box=box.SIMPLE)
+    sides = {"ours": "ours", "peer_as_paper": "peer, as the paper", "peer_best": "peer, at its best"}
+    for name, title in sides.items():
+        if (side := result.get(name)) is None:
+            continue
+        ratio, bytes_ = result["ratios"].get(name), side["peak_memory_bytes"]
+        table.add_row(
+            title,
+            *(_spread(side[key]) for key in ("examples_per_second", "tokens_per_second", "gflops")),
+            f"{side['share_of_peak']:.0%} ({side['precision']})",
+            "" if bytes_ is None else f"{bytes_ / 1e6:,.0f} MB",
+            "" if ratio is None else f"{_spread(ratio)} times faster",
+        )
+    console.print(table)
+    peaks = ", ".join(f"{value:,.0f} in {name}" for name, value in result["matrix_peak_gflops"].items())
+    setting = result["setting"]
+    console.print(
+        f"median (min to max) of {setting['repeats']} rounds over the same {setting['documents']:,} documents and "
+        f"{setting['tokens']:,} tokens; matrix peak {peaks} GFLOP/s; {setting['device']}, {setting['threads']} threads",
+        highlight=False,
+    )
+    for name, title in sides.items():
+        if (same := result.get(name, {}).get("same_labels")) is not None:
+            console.print(f"{title}: {same:.2%} of its labels are the same as ours", highlight=False)
+        if scores := result.get(name, {}).get("quality"):
+            console.print(
+                f"{title}: {scores['metric']} {scores['validation']:.4f} on validation, {scores['test']:.4f} on test, "
+                f"after {scores['training_seconds']:.0f} s of training",
+                highlight=False,
+            )
+
+
+def _spread(values: dict[str, float]) -> str:
+    digits = 2 if values["median"] < 10 else 0
+    median, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

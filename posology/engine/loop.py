@@ -1,54 +1,29 @@
-"""The training loop: micro-batches through the adapted model, and one step of the optimiser on each batch."""
+"""The loop of one training: micro-batches through the adapted model, evaluations, checkpoints."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
-from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from posology import console
-from posology.engine.batch import Batch, batches, cut
-from posology.engine.encode import Encoded, Window
+from posology.engine.activations import Activations, Kept, answers, frozen_layers
+from posology.engine.batch import cut
+from posology.engine.checkpoint import Checkpoint, generators, restore_generators, untouched_generators
+from posology.engine.encode import Encoded
 from posology.engine.methods import Adapted
 from posology.engine.precision import Precision
-from posology.engine.predictor import pool
 from posology.engine.recipe import Recipe
-from posology.errors import UserError
+from posology.engine.stopping import Stop
+from posology.engine.training import Budget, Diverged, Fit, Training
 
 TOKEN_BUDGET = 1024
 """Pieces of a micro-batch, padding included where there is some. Cutting a batch changes no gradient, only the memory
 and time it takes: on two cores a quarter of 4,096 was half as much again faster where batches are padded, since less
 of it is padding and it stays in the cache."""
-
-
-@dataclass
-class Fit:
-    """What a training did.
-
-    Attributes:
-        evaluations: for each, `epoch`, `step`, training `seconds` until then, mean training `loss` since the last
-            one, and `score` on validation.
-        best: the position in `evaluations` of the state that was kept; None if there was none.
-        seconds: wall clock of training, evaluations excluded.
-        evaluation_seconds: wall clock of the evaluations.
-        documents: documents trained on, repetitions included.
-        tokens: real pieces trained on, repetitions included.
-        stopped: why training ended: `epochs`, `patience`, `seconds`, `diverged` or `interrupted`.
-    """
-
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    best: int | None = None
-    seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    documents: int = 0
-    tokens: int = 0
-    stopped: str = "epochs"
 
 
 def fit(
@@ -59,10 +34,19 @@ def fit(
     *,
     seed: int,
     precision: Precision,
-    validate: Callable[[], float],
-    max_seconds: float | None = None,
+    validate: Callable[[], Mapping[str, float]],
+    metric: str,
+    budget: Budget | None = None,
+    checkpoint: Checkpoint | None = None,
+    token_budget: int | None = None,
+    activations: Activations | None = None,
 ) -> Fit:
     """Trains, evaluates after each epoch, and leaves the model in its best state on validation.
+
+    Ctrl-C and SIGTERM end it after the step they come in (at once in an evaluation, and when they come twice), with a
+    checkpoint of that moment. Continued from a checkpoint, training ends with the very weights it would have had
+    without the interruption, on the same machine with the same number of threads; but not where the budget counts
+    seconds, since no two runs take the same.
 
     Args:
         adapted: the model; changed in place.
@@ -71,184 +55,170 @@ def fit(
         recipe: hyper-parameters.
         seed: of the order of documents and of dropout; the model was initialised from it as well.
         precision: device and type of products.
-        validate: the score on validation of the model as it is; higher is better.
-        max_seconds: training stops at the end of the step that passes this.
+        validate: every metric on validation of the model as it is.
+        metric: the one that chooses the best state; higher is better.
+        budget: time.
+        checkpoint: where to write checkpoints, entered; training continues from the one that is there.
+        token_budget: pieces of a micro-batch; of a checkpoint its own, so that sums have the same order.
+        activations: keeps what frozen layers make of the training documents; making it counts as training.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss is no longer finite, or the metric is not a number.
     """
-    trainer = _Trainer(adapted, encoded, targets, recipe, precision, seed)
-    result, kept = Fit(), None
-    try:
-        with console.progress("training", recipe.epochs * len(targets)) as advance:
-            for epoch in range(recipe.epochs):
-                losses = []
-                for documents in batches(len(targets), recipe.batch_size, seed, epoch):
-                    begin = time.perf_counter()
-                    losses.append(trainer.step(documents, result))
-                    result.seconds += time.perf_counter() - begin
-                    advance(len(documents), note=f"loss {losses[-1]:.3f}")
-                    if max_seconds is not None and result.seconds >= max_seconds:
-                        result.stopped = "seconds"
-                        break
-                begin = time.perf_counter()
-                score = validate()
-                if math.isnan(score):
-                    raise UserError(
-                        "the metric that chooses the checkpoint is undefined on the validation split",
-                        "Prepare the task with another --metric, or with a validation split that has every class",
-                    )
-                result.evaluation_seconds += time.perf_counter() - begin
-                result.evaluations.append(
-                    {
-                        "epoch": epoch + 1,
-                        "step": trainer.steps,
-                        "seconds": result.seconds,
-                        "loss": float(np.mean(losses)),
-                        "score": score,
-                    }
-                )
-                console.say(f"epoch {epoch + 1}/{recipe.epochs}: loss {np.mean(losses):.3f}, validation {score:.4f}")
-                if result.best is None or score > result.evaluations[result.best]["score"]:
-                    result.best, kept = len(result.evaluations) - 1, trainer.state()
-                if result.stopped == "seconds":
-                    break
-                # A tagger that finds nothing yet is still on its way: its score of 0 says nothing about progress.
-                found = result.evaluations[result.best]["score"] > 0
-                if found and len(result.evaluations) - 1 - result.best >= recipe.patience:
-                    result.stopped = "patience"
-                    break
-    except KeyboardInterrupt:
-        result.stopped = "interrupted"
-    except Diverged as error:
-        if kept is None:
+    training = make_training(adapted, encoded, targets, recipe, precision, seed=seed, budget=budget)
+    torch.manual_seed(seed)
+    facts = _resume(training, checkpoint, recipe.epochs)
+    tokens = facts.get("token_budget") or token_budget or TOKEN_BUDGET
+    kept = None
+    if activations is not None and facts.get("activations", True) and not training.finished:
+        kept = _keep(training, activations, encoded)
+    done, total = training.fit.documents, recipe.epochs * len(targets)
+    with Stop.deferred() as stop, console.progress("training", total, done) as advance:
+        try:
+            while not training.finished and not stop.asked:
+                if not training.evaluation_due:
+                    _step(training, adapted, precision, tokens, kept, advance)
+                evaluated = training.evaluation_due and not stop.asked
+                if evaluated:
+                    _evaluate(training, validate, metric, stop, recipe.epochs)
+                if checkpoint is not None and checkpoint.due(evaluated=evaluated) and not stop.asked:
+                    _write(checkpoint, training, tokens, kept)
+            if stop.asked and checkpoint is not None:
+                _write(checkpoint, training, tokens, kept)
+        except KeyboardInterrupt:  # the second one, in the middle of a step: the last checkpoint has to do
+            stop.asked = True
+        except Diverged:
+            if checkpoint is not None:
+                checkpoint.remove()  # it would only diverge again
             raise
-        console.say(f"{error} The best state before that is kept.")
-        result.stopped = "diverged"
+    if stop.asked:
+        training.fit.stopped = "interrupted"
+    training.restore_best()
+    return training.fit
+
+
+def make_training(
+    adapted: Adapted,
+    encoded: Encoded,
+    targets: Sequence[np.ndarray],
+    recipe: Recipe,
+    precision: Precision,
+    *,
+    seed: int,
+    budget: Budget | None = None,
+) -> Training:
+    """The training of everything that is trainable in a model; arguments as in `fit`."""
+    return Training(
+        adapted.trainable(),
+        encoded,
+        targets,
+        recipe,
+        kind=adapted.kind,
+        outputs=adapted.base.config.num_labels,
+        device=precision.device,
+        seed=seed,
+        budget=budget,
+    )
+
+
+def backward(
+    training: Training,
+    adapted: Adapted,
+    documents: np.ndarray,
+    precision: Precision,
+    token_budget: int,
+    kept: Kept | None = None,
+) -> tuple[float, int]:
+    """Adds the gradients of one batch to the weights, micro-batch by micro-batch.
+
+    Layers below the first trained one run without dropout, or not at all where it is kept what they give.
+
+    Args:
+        training: gives units, targets and scale.
+        adapted: the model whose weights it trains.
+        documents: of the batch.
+        precision: device and type of products.
+        token_budget: pieces of a micro-batch.
+        kept: hidden states of the training's documents before the first trained layer.
+
+    Returns:
+        The mean loss, and the real pieces in the batch.
+    """
+    adapted.module.train()
+    scale = training.scale(documents)
+    total, tokens, layer = 0.0, 0, frozen_layers(adapted)
     if kept is not None:
-        trainer.restore(kept)
-    return result
+        token_budget = kept.widened(token_budget)
+    for group in cut(training.units(documents), token_budget, padded=adapted.layout == "padded"):
+        batch = adapted.batch(group, precision.device)
+        tokens += batch.tokens
+        with precision.autocast():
+            given = answers(adapted, batch, layer) if kept is None else kept.answers(adapted, batch, group)
+        loss = training.loss(given, batch) / scale
+        loss.backward()
+        total += loss.item()
+    return total, tokens
 
 
-class Diverged(UserError):
-    """The loss is no longer a finite number."""
+def _step(
+    training: Training,
+    adapted: Adapted,
+    precision: Precision,
+    token_budget: int,
+    kept: Kept | None,
+    advance: Callable[..., None],
+) -> None:
+    begin = time.perf_counter()
+    documents = training.documents()
+    loss, tokens = backward(training, adapted, documents, precision, token_budget, kept)
+    training.finish_step(loss, tokens)
+    training.spend(time.perf_counter() - begin)
+    advance(len(documents), note=f"loss {loss:.3f}")
 
 
-class _Trainer:
-    """Model, optimiser and schedule of one training."""
-
-    def __init__(
-        self,
-        adapted: Adapted,
-        encoded: Encoded,
-        targets: Sequence[np.ndarray],
-        recipe: Recipe,
-        precision: Precision,
-        seed: int,
-    ):
-        self._adapted, self._encoded, self._targets = adapted, encoded, targets
-        self._recipe, self._precision = recipe, precision
-        self._weights = adapted.trainable()
-        self._class_weights = self._balance() if recipe.class_weights == "balanced" else None
-        steps = math.ceil(len(targets) / recipe.batch_size) * recipe.epochs
-        # A warm-up begins at a rate of zero; where it is shorter than one step there is none.
-        warmup = math.ceil(steps * recipe.warmup) if steps * recipe.warmup >= 1 else 0
-        self._optimiser = torch.optim.AdamW(
-            parameter_groups(self._weights, recipe.weight_decay), lr=recipe.learning_rate, fused=True
-        )
-        self._schedule = (
-            get_linear_schedule_with_warmup(self._optimiser, warmup, steps)
-            if recipe.schedule == "linear"
-            else get_constant_schedule_with_warmup(self._optimiser, warmup)
-        )
-        self.steps = 0
-        torch.manual_seed(seed)
-
-    def step(self, documents: np.ndarray, counted: Fit) -> float:
-        """One step of the optimiser on one batch, and its mean loss."""
-        adapted = self._adapted
-        adapted.module.train()
-        scale = self._scale(documents)
-        total = 0.0
-        for group in cut(self._units(documents), TOKEN_BUDGET, padded=adapted.layout == "padded"):
-            batch = adapted.batch(group, self._precision.device)
-            counted.tokens += batch.tokens
-            with self._precision.autocast():
-                logits = adapted.logits(batch.inputs, batch.segments)
-            loss = self.loss(logits, batch) / scale
-            loss.backward()
-            total += loss.item()
-        if not math.isfinite(total):
-            raise Diverged(
-                f"training diverged: the loss is {total} at step {self.steps + 1}",
-                f"Lower the learning rate (--set learning_rate={self._recipe.learning_rate / 10:g})",
-            )
-        torch.nn.utils.clip_grad_norm_(list(self._weights.values()), self._recipe.max_grad_norm)
-        self._optimiser.step()
-        self._schedule.step()
-        self._optimiser.zero_grad(set_to_none=True)
-        self.steps += 1
-        counted.documents += len(documents)
-        return total
-
-    def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The sum of the weighted cross entropies of a micro-batch."""
-        if self._adapted.kind == "sequence-classification":
-            logits = pool(logits, batch.owner, len(batch.documents))
-            wanted = np.array([self._targets[document] for document in batch.documents])
-        else:
-            logits = logits[batch.rows, batch.columns]
-            wanted = np.array([self._targets[batch.documents[row]][word] for row, word in batch.words], np.int64)
-        goal = torch.as_tensor(wanted, dtype=torch.long, device=logits.device)
-        return functional.cross_entropy(logits, goal, weight=self._class_weights, reduction="sum")
-
-    def _units(self, documents: np.ndarray) -> list[list[Window]]:
-        """Windows that must be in one micro-batch: of a classified document all, since its logits are their mean."""
-        own = [self._encoded.windows[document] for document in documents]
-        if self._adapted.kind == "sequence-classification":
-            return own
-        return [[window] for windows in own for window in windows]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """A copy of all trained weights."""
-        return {name: weight.detach().clone() for name, weight in self._weights.items()}
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Puts weights back."""
-        for name, weight in self._weights.items():
-            weight.copy_(state[name])
-
-    def _scale(self, documents: np.ndarray) -> float:
-        """What the summed losses of a batch are divided by, so that cutting it into micro-batches changes nothing."""
-        if self._adapted.kind == "sequence-classification":
-            wanted = np.array([self._targets[document] for document in documents])
-        else:
-            wanted = np.concatenate(
-                [
-                    self._targets[document][window.words]
-                    for document in documents
-                    for window in self._encoded.windows[document]
-                ]
-            )
-        if self._class_weights is None:
-            return float(max(1, len(wanted)))
-        return float(self._class_weights.cpu().numpy()[wanted].sum()) or 1.0
-
-    def _balance(self) -> torch.Tensor:
-        """n / (classes x count) for each class that occurs, as scikit-learn's `balanced`; 0 for the others."""
-        wanted = np.concatenate([np.atleast_1d(target) for target in self._targets])
-        counts = np.bincount(wanted, minlength=self._adapted.base.config.num_labels)
-        present = counts > 0
-        weights = np.zeros(len(counts), np.float32)
-        weights[present] = len(wanted) / (present.sum() * counts[present])
-        return torch.from_numpy(weights).to(self._precision.device)
+def _evaluate(
+    training: Training, validate: Callable[[], Mapping[str, float]], metric: str, stop: Stop, epochs: int
+) -> None:
+    """Evaluates, unless it is stopped meanwhile: then it is still due."""
+    begin = time.perf_counter()
+    try:
+        with stop.at_once(), untouched_generators():
+            metrics = validate()
+    except KeyboardInterrupt:
+        stop.asked = True
+        return
+    training.record(metrics, metric, time.perf_counter() - begin)
+    last = training.fit.evaluations[-1]
+    console.say(f"epoch {last['epoch']:.3g}/{epochs}: loss {last['loss']:.3f}, validation {last['score']:.4f}")
 
 
-def parameter_groups(weights: dict[str, torch.nn.Parameter], decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases, normalisation weights and IA3's factors (which stand for 1, not 0) do not."""
-    decays = {name: weight.ndim > 1 and "ia3_l" not in name for name, weight in weights.items()}
-    return [
-        {"params": [weight for name, weight in weights.items() if decays[name]], "weight_decay": decay},
-        {"params": [weight for name, weight in weights.items() if not decays[name]], "weight_decay": 0.0},
-    ]
+def _keep(training: Training, activations: Activations, encoded: Encoded) -> Kept | None:
+    begin = time.perf_counter()
+    kept = activations.of(encoded, "training", training.seconds_left)
+    training.spend_on_activations(time.perf_counter() - begin)
+    return kept
+
+
+def _write(checkpoint: Checkpoint, training: Training, token_budget: int, kept: Kept | None) -> None:
+    tensors, facts = training.state()
+    # What was kept differs from what is computed anew by rounding, so whoever continues does as was done before.
+    facts = {"training": facts, "token_budget": token_budget, "activations": kept is not None}
+    seconds = checkpoint.write(tensors | generators(), facts)
+    training.spend_on_checkpoint(seconds)
+
+
+def _resume(training: Training, checkpoint: Checkpoint | None, epochs: int) -> dict[str, Any]:
+    """Continues from a checkpoint, if there is one that fits, and gives its facts."""
+    found = checkpoint.read() if checkpoint is not None else None
+    if found is None:
+        return {}
+    tensors, facts = found
+    training.load_state(tensors, facts["training"])
+    restore_generators(tensors)
+    training.fit.resumed += 1
+    done = training.fit
+    console.say(
+        f"continuing from the checkpoint of step {done.steps:,} (epoch {training.epoch + 1} of {epochs}, "
+        f"{done.seconds:,.0f} s); --fresh would start over"
+    )
+    return facts

@@ -138,6 +138,7 @@ class Adapted:
         backbone_parameters: how many parameters the backbone had before an adapter was added.
         layout: whether batches are packed without padding, or padded as transformers does it: the reference.
         attention: what computes it in transformers where batches are padded.
+        layers: those that are written out (`posology.engine.layers`); none where transformers runs them.
     """
 
     base: PreTrainedModel
@@ -151,7 +152,7 @@ class Adapted:
     layout: Literal["packed", "padded"] = "packed"
     attention: str = "sdpa"
     _row: packed.Row | None = field(default=None, init=False, repr=False)
-    _layers: list[Layer] = field(default_factory=list, init=False, repr=False)
+    layers: list[Layer] = field(default_factory=list, init=False, repr=False)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names in `module`."""
@@ -228,12 +229,12 @@ class Adapted:
         if self.pooling == "last":
             return self._last_token_logits(arguments, torch.zeros_like(row.lasts()), row.lasts())
         if self.kind == "sequence-classification":
-            if self.pooling == "first" and self._layers:
+            if self.pooling == "first" and self.layers:
                 self._row = replace(row, read=row.firsts())
             return self.base(**arguments).logits
         if row.virtual:
             columns = row.real() if columns is None else row.real()[columns]
-        if self._layers:
+        if self.layers:
             self._row = replace(row, read=columns)
             return self.base(**arguments).logits
         logits: torch.Tensor = self.base(**arguments).logits
@@ -246,7 +247,7 @@ class Adapted:
         What lies below is the same in every step. None where that cannot be left out: where something before the first
         layer is trained, and where transformers runs the layers.
         """
-        own = dict.fromkeys(id(weight) for layer in self._layers for weight in layer.trained())
+        own = dict.fromkeys(id(weight) for layer in self.layers for weight in layer.trained())
         prefix = f"{self.base.base_model_prefix}."
         others = [
             name
@@ -254,9 +255,9 @@ class Adapted:
             if weight.requires_grad and id(weight) not in own and name.startswith(prefix)
         ]
         heads = tuple(f"{name}." for name in self.head)
-        if not self._layers or self.method in VIRTUAL or any(not name.startswith(heads) for name in others):
+        if not self.layers or self.method in VIRTUAL or any(not name.startswith(heads) for name in others):
             return None
-        return next((number for number, layer in enumerate(self._layers) if layer.trained()), len(self._layers))
+        return next((number for number, layer in enumerate(self.layers) if layer.trained()), len(self.layers))
 
     def lower(self, batch: Batch, layer: int) -> torch.Tensor:
         """Hidden states before a layer, without dropout: what `upper` goes on from.
@@ -268,37 +269,57 @@ class Adapted:
         Returns:
             (tokens, width); behind the last layer only what a head reads: (windows, width) or (words, width).
         """
-        segments, depth = _packed(batch), len(self._layers)
+        segments, depth = _packed(batch), len(self.layers)
         training = self.module.training
         self.module.eval()
         try:
-            self._attend(PACKED_ATTENTION)
-            arguments, row = packed.arguments(self.base, self.architecture, self.method, None, batch.inputs, segments)
-            read = self._read(row, batch) if layer == depth else None
-            self._row = replace(row, read=read, layers=range(layer), bare=True)
+            read = self.read(batch) if layer == depth else None
             with torch.no_grad():
-                hidden: torch.Tensor = getattr(self.base, self.base.base_model_prefix)(**arguments).last_hidden_state[0]
-            return row.means(hidden, with_virtual=False) if layer == depth and self.pooling == "mean" else hidden
+                hidden = self.body(batch.inputs, segments, range(layer), read=read)
         finally:
             self.module.train(training)
+        return packed.Row(segments).means(hidden) if layer == depth and self.pooling == "mean" else hidden
+
+    def body(
+        self,
+        inputs: dict[str, torch.Tensor],
+        segments: Segments,
+        layers: range,
+        *,
+        entering: torch.Tensor | None = None,
+        read: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states behind some of the layers, (tokens, width).
+
+        Args:
+            inputs: of a packed row, as in `logits`.
+            segments: its borders.
+            layers: numbers of those it goes through.
+            entering: hidden states to begin with, (tokens, width); without them the embeddings.
+            read: columns that are wanted in the end, of which only the last layer makes use.
+        """
+        self._attend(PACKED_ATTENTION)
+        arguments, row = packed.arguments(self.base, self.architecture, self.method, None, inputs, segments)
+        self._row = replace(row, read=read, layers=layers, entering=entering, bare=True)
+        hidden: torch.Tensor = getattr(self.base, self.base.base_model_prefix)(**arguments).last_hidden_state[0]
+        return hidden
 
     def upper(self, hidden: torch.Tensor, batch: Batch, layer: int) -> torch.Tensor:
         """What `answers` gives, from the hidden states before a layer, as `lower` gives them."""
-        segments, depth = _packed(batch), len(self._layers)
+        segments, depth = _packed(batch), len(self.layers)
         self._attend(PACKED_ATTENTION)
         # The embeddings still run, on one token, and what they give is not used.
         one = segments.tensor(np.zeros((1, 1), np.int64))
-        row = packed.Row(segments)
-        read = None if layer == depth else self._read(row, batch)
-        self._row = replace(row, read=read, layers=range(layer, depth), entering=hidden)
+        read = None if layer == depth else self.read(batch)
+        self._row = packed.Row(segments, read=read, layers=range(layer, depth), entering=hidden)
         logits: torch.Tensor = self.base(input_ids=one, segments=segments).logits
         return (logits if self.kind == "sequence-classification" else logits[0]).float()
 
-    def _read(self, row: packed.Row, batch: Batch) -> torch.Tensor | None:
-        """The columns that a head reads; None for all."""
+    def read(self, batch: Batch) -> torch.Tensor | None:
+        """The columns of a packed row that a head reads; None for all."""
         if self.kind == "token-classification":
             return batch.columns
-        return row.firsts() if self.pooling == "first" else None
+        return packed.Row(_packed(batch)).firsts() if self.pooling == "first" else None
 
     def _attend(self, attention: str) -> None:
         """Switches the attention, where it is another than before."""
@@ -437,7 +458,7 @@ def finish(adapted: Adapted, attention: str = "sdpa") -> None:
         adapted.read_segments()
     packed.keep_trigrams_within(adapted.base, lambda: adapted._row)
     draw_bytes(adapted.module, lambda: adapted._row is not None)
-    adapted._layers = write_out(adapted.base, adapted.architecture, lambda: adapted._row)
+    adapted.layers = write_out(adapted.base, adapted.architecture, lambda: adapted._row)
     if adapted.pooling == "mean" and not hasattr(adapted.base.config, "classifier_pooling"):
         adapted.read_mean()
     for name in adapted.head:

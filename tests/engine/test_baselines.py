@@ -92,7 +92,7 @@ def test_it_predicts_for_a_file(
 
 
 def test_shots_and_seed_are_those_of_every_method(classification: PreparedTask, tmp_path: Path) -> None:
-    from posology.engine.train import few
+    from posology.engine.run import few
 
     result = run(classification, "tf-idf", tmp_path / "run", shots=4, seed=3, overrides={"min_documents": 1})
     assert result["training"]["documents"] == 8

@@ -18,7 +18,7 @@ from posology.engine.loop import fit, make_training
 from posology.engine.methods import Adapted, adapt
 from posology.engine.precision import decide
 from posology.engine.recipe import make_recipe
-from posology.engine.train import targets
+from posology.engine.run import targets
 from posology.engine.training import Diverged
 from tests.engine.tiny import CONFIGS, KINDS, task_model, tokenizer
 

@@ -19,15 +19,15 @@ from transformers import AutoModelForTokenClassification
 import posology
 from posology.corpus.document import Document
 from posology.corpus.tags import loose_spans, words_of
-from posology.engine import artifact, loop
+from posology.engine import artifact
 from posology.engine.decode import tags_of
 from posology.engine.dictionary import DictionaryTagger
 from posology.engine.encode import Encoder
-from posology.engine.loop import Fit
+from posology.engine.loop import backward, make_training
 from posology.engine.methods import adapt
 from posology.engine.precision import decide
 from posology.engine.recipe import make_recipe
-from posology.engine.train import targets
+from posology.engine.run import targets
 from posology.errors import UserError
 from posology.evaluation.metrics import entity_metrics
 from posology.tasks.prepared import PreparedTask, write_prepared
@@ -93,10 +93,7 @@ def test_pieces_have_the_tag_of_their_word() -> None:
 
 
 @pytest.mark.parametrize("budget", [40, 4096])
-def test_the_loss_is_that_of_transformers_with_every_piece_labelled(
-    budget: int, task: PreparedTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "TOKEN_BUDGET", budget)
+def test_the_loss_is_that_of_transformers_with_every_piece_labelled(budget: int, task: PreparedTask) -> None:
     recipe = make_recipe("full", overrides=CUT | {"dropout": 0.0, "attention_dropout": 0.0})
     base = task_model("bert", KINDS[1], len(TAGS))
     for module in base.modules():
@@ -105,8 +102,9 @@ def test_the_loss_is_that_of_transformers_with_every_piece_labelled(
     documents = task.documents("train")[:8]
     piecewise, encoded = Encoder(tokenizer(), CONFIGS["bert"](), recipe, KINDS[1]).read(documents, "piece")
     goals = targets(piecewise, KINDS[1], LABELS)
-    trainer = loop._Trainer(adapt(base, "full", recipe, KINDS[1]), encoded, goals, recipe, decide("fp32"), 0)
-    loss = trainer.step(np.arange(8), Fit())
+    adapted, precision = adapt(base, "full", recipe, KINDS[1]), decide("fp32")
+    training = make_training(adapted, encoded, goals, recipe, precision, seed=0)
+    loss, _ = backward(training, adapted, np.arange(8), precision, budget)
 
     losses, count = 0.0, 0
     for document in documents:

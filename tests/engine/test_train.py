@@ -167,15 +167,16 @@ def test_seeds_change_the_new_weights(backbone: Path) -> None:
 def test_interrupted_training_leaves_a_usable_artifact(
     backbone: Path, classification: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, calls = loop._Trainer.step, []
+    calls: list[int] = []
 
-    def interrupted(self: Any, *arguments: Any) -> float:
+    def interrupted(*arguments: Any) -> tuple[float, int]:
         calls.append(1)
         if len(calls) > 5:
             raise KeyboardInterrupt
-        return step(self, *arguments)
+        return loop_backward(*arguments)
 
-    monkeypatch.setattr(loop._Trainer, "step", interrupted)
+    loop_backward = loop.backward
+    monkeypatch.setattr(loop, "backward", interrupted)
     with pytest.raises(Interrupted, match="best state so far"):
         train(classification, backbone, "lora", tmp_path / "run")
     result = posology.evaluate(tmp_path / "run", classification.folder, split="validation")

@@ -1,0 +1,239 @@
+"""What a training needs beside its loop: the model and the documents before it, the artifact and the test after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posology import console
+from posology.corpus.document import Document
+from posology.engine import artifact as artifacts
+from posology.engine.activations import Activations, frozen_layers
+from posology.engine.architectures import architecture_of
+from posology.engine.backbone import Source, load_config, load_model, load_tokenizer
+from posology.engine.decode import word_tags
+from posology.engine.encode import Encoded, Encoder
+from posology.engine.methods import VIRTUAL, adapt, check
+from posology.engine.model import Model
+from posology.engine.precision import decide
+from posology.engine.predictor import Predictor, outputs_of, units_of
+from posology.engine.recipe import Recipe
+from posology.engine.record import adapted_record, scoring, summary, task_record, training_record, versions
+from posology.engine.training import Budget, Fit
+from posology.errors import Interrupted, UserError
+from posology.evaluation.statistics import clean
+from posology.tasks.prepared import PreparedTask
+
+
+class Run:
+    """One run of a method that adapts a backbone, apart from its loop.
+
+    Args:
+        task: what is learnt.
+        source: the backbone.
+        method: a key of `METHODS`.
+        recipe: hyper-parameters.
+        out: the artifact's folder.
+        asked: `recipe_name`, `seed` and `budget` (`max_seconds`, `evaluate_seconds`, `shots`), as the record says them.
+        overwrite: replace an existing folder.
+        keep_activations: the folder in which to keep what frozen layers make of the documents.
+
+    Attributes:
+        activations: what frozen layers make of the documents; None where there are none.
+        predictor: the model, which training changes.
+        encoded, targets: what it is trained on, after `read`.
+
+    Raises:
+        UserError: they do not go together, or the artifact could not be written.
+    """
+
+    encoded: Encoded
+    targets: list[np.ndarray]
+
+    def __init__(
+        self,
+        task: PreparedTask,
+        source: Source,
+        method: str,
+        recipe: Recipe,
+        out: Path,
+        asked: dict[str, Any],
+        *,
+        overwrite: bool,
+        keep_activations: Path | str | None = None,
+    ):
+        self.task, self.source, self.recipe, self.out = task, source, recipe, out
+        self._asked, self._overwrite = asked, overwrite
+        self.predictor = build(task, source, method, recipe, asked["seed"])
+        artifacts.check_writable(out, self.predictor.adapted)
+        self.activations = None
+        if frozen_layers(self.predictor.adapted):
+            depends = {"weights": source.fingerprint, **versions("torch", "transformers")}
+            keep = None if keep_activations is None else Path(keep_activations)
+            self.activations = Activations(self.predictor.adapted, self.predictor.precision, out, depends, keep)
+        elif keep_activations is not None:
+            raise UserError(
+                f"{method} trains the first layer or what lies before it, so that nothing below it stays the same",
+                "Use head, or LoRA and its kin with --set top_layers=K, or leave it out",
+                "--keep-activations",
+            )
+
+    @property
+    def budget(self) -> Budget:
+        """Time."""
+        return Budget(self._asked["budget"]["max_seconds"], self._asked["budget"]["evaluate_seconds"])
+
+    def settings(self) -> dict[str, Any]:
+        """All that the weights at the end depend on: a checkpoint is continued by a run with the same ones only."""
+        adapted, precision = self.predictor.adapted, self.predictor.precision
+        return {
+            "data": self.task.fingerprint,
+            "metric": self.task.metric,
+            "backbone": self.source.title,
+            "weights": self.source.fingerprint,
+            "method": adapted.method,
+            "seed": self._asked["seed"],
+            **self._asked["budget"],
+            **self.recipe.model_dump(mode="json"),
+            "layout": adapted.layout,
+            "device": precision.device.type,
+            "bf16": precision.bf16,
+            **versions("torch", "transformers", "peft", "tokenizers"),
+        }
+
+    def read(self) -> None:
+        """Reads and tokenises the documents of training and validation."""
+        task, encoder = self.task, self.predictor.encoder
+        training, validation = training_documents(task, self._asked["budget"]["shots"], self._asked["seed"])
+        self._paired = any(document.text_pair is not None for document in training)
+        training, self.encoded = encoder.read(training, task.unit)
+        self._validation, self._encoded_validation = encoder.read(validation, task.unit)
+        self.targets = targets(training, task.kind, task.labels)
+        console.say(
+            f"{len(training):,} training documents, {int(self.encoded.pieces.sum()):,} pieces, "
+            f"{self.encoded.coverage:.1%} of them read in {sum(map(len, self.encoded.windows)):,} windows of up to "
+            f"{encoder.max_length}"
+        )
+
+    def validate(self) -> dict[str, float]:
+        """Every metric of the model as it is, on validation."""
+        predictor, encoded = self.predictor, self._encoded_validation
+        kept = self.activations.of(encoded, "validation") if self.activations is not None else None
+        return predictor.score(self._validation, predictor.logits(encoded, "validating", kept))
+
+    def finish(self, result: Fit) -> dict[str, Any]:
+        """Writes the artifact, scores it on test, and gives what `posology train --json` prints.
+
+        Raises:
+            Interrupted: training was; the artifact holds the best state so far, without a test score.
+        """
+        task = self.task
+        record = (
+            task_record(task)
+            | adapted_record(self.source, self.predictor, self.recipe)
+            | self._asked
+            | {
+                "training": training_record(result, len(self.targets)),
+                "validation": clean(result.metrics) if result.best is not None else None,
+                "coverage": {"train": self.encoded.coverage, "validation": self._encoded_validation.coverage},
+                "text_pair": self._paired,
+                "scoring": scoring(task, task.unit),
+                "test": None,
+            }
+        )
+        # Written before the test, so that nothing that happens there costs the training.
+        artifacts.save(self.out, self.predictor.adapted, self.source, record, overwrite=self._overwrite)
+        state = "the best state so far" if result.evaluations else "weights that were never validated"
+        return test(self.out, task, self.predictor, record, state, interrupted=result.stopped == "interrupted")
+
+
+def build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed: int) -> Predictor:
+    """The model to train, and what it needs to read documents."""
+    config = load_config(source)
+    check(method, architecture_of(config, source.family), recipe)
+    precision = decide(recipe.precision)
+    console.say(precision.reason)
+    mean = recipe.pooling == "mean" or (recipe.pooling == "auto" and source.layers is not None)
+    virtual_tokens = recipe.virtual_tokens if method in VIRTUAL else 0
+    encoder = Encoder(load_tokenizer(source), config, recipe, task.kind, virtual_tokens)
+    base, new_modules = load_model(source, task.kind, outputs_of(task.kind, task.labels), recipe, seed=seed, mean=mean)
+    if new_modules:
+        console.say(f"the backbone has no weights for {', '.join(new_modules)}: trained beside the head")
+    adapted = adapt(
+        base,
+        method,
+        recipe,
+        task.kind,
+        family=source.family,
+        new_modules=new_modules,
+        attention=precision.attention,
+        mean=mean or getattr(base.config, "classifier_pooling", "") == "mean",
+    )
+    adapted.module.to(precision.device)
+    return Predictor(adapted, encoder, task.labels, precision, units=units_of(task.unit))
+
+
+def training_documents(task: PreparedTask, shots: int | None, seed: int) -> tuple[list[Document], list[Document]]:
+    """Documents to train on, and those of validation."""
+    training, validation = task.documents("train"), task.documents("validation")
+    _check_metric(task, validation)
+    return (training if shots is None else few(training, shots, seed)), validation
+
+
+def test(
+    out: Path, task: PreparedTask, model: Model, record: dict[str, Any], state: str, *, interrupted: bool
+) -> dict[str, Any]:
+    """Scores a saved model on test, once, and notes it in its artifact; `state` says what an interrupted one holds."""
+    try:
+        if interrupted:
+            raise KeyboardInterrupt
+        answers = model.answer(task.documents("test"), "testing", unit=task.unit)
+        record["test"] = model.evaluate(answers.documents, answers.logits)
+        record["coverage"]["test"] = answers.coverage
+    except KeyboardInterrupt:
+        raise Interrupted(f"{out} holds {state}, not scored on test") from None
+    artifacts.update(out, record)
+    return summary(out, record)
+
+
+def _check_metric(task: PreparedTask, validation: Sequence[Document]) -> None:
+    """Raises UserError, before any training, where the task's metric cannot choose a checkpoint."""
+    if not validation:
+        raise UserError("has no validation documents", "Prepare it with a validation split", task.folder)
+    if task.metric in ("auroc", "average_precision") and len({document.label for document in validation}) < 2:
+        raise UserError(
+            f"{task.metric} is undefined on a validation split of one class",
+            "Prepare the task with another --metric, or with a larger validation split",
+            task.folder,
+        )
+
+
+def targets(documents: Sequence[Document], kind: str, labels: Sequence[str]) -> list[np.ndarray]:
+    """What the loss compares with: the class of each document, or the tag of each of its words."""
+    index = {name: position for position, name in enumerate(outputs_of(kind, labels))}
+    if kind == "sequence-classification":
+        return [np.array(index[str(document.label)]) for document in documents]
+    return [np.array([index[tag] for tag in word_tags(document)], np.int64) for document in documents]
+
+
+def few(documents: Sequence[Document], shots: int, seed: int) -> list[Document]:
+    """`shots` documents of each class, or of each entity type; classes with fewer keep all they have.
+
+    A document counts for every type it holds, and documents without entities make one class more.
+    """
+    if shots < 1:
+        raise UserError(f"{shots} documents per class are none", "Give a number from 1", "--shots")
+    order = np.random.default_rng(seed).permutation(len(documents))
+    taken: dict[str | None, int] = {}
+    chosen = []
+    for position in order:
+        document = documents[position]
+        classes: set[str | None] = {span.label for span in document.spans} or {document.label}
+        if any(taken.get(name, 0) < shots for name in classes):
+            chosen.append(int(position))
+            for name in classes:
+                taken[name] = taken.get(name, 0) + 1
+    return [documents[position] for position in sorted(chosen)]
