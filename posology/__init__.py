@@ -1,7 +1,7 @@
 """Posology: the smallest, cheapest language model, adapted in the cheapest way, that does a clinical text task.
 
-The Python API mirrors the command line: `synthesise`, `prepare`, `train`, `evaluate`, `predict`, `load`, `PreparedTask`. Nothing
-heavy is imported until one of them is used.
+The Python API mirrors the command line: `synthesise`, `prepare`, `train`, `train_many`, `evaluate`, `predict`, `load`,
+`PreparedTask`. Nothing heavy is imported until one of them is used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posology.engine.artifact import load
+    from posology.engine.many import train_many
     from posology.engine.predict import predict
     from posology.engine.train import evaluate, train
     from posology.synthetic.command import synthesise
@@ -24,12 +25,13 @@ _HOMES = {
     "prepare": "posology.tasks.generic",
     "PreparedTask": "posology.tasks.prepared",
     "train": "posology.engine.train",
+    "train_many": "posology.engine.many",
     "evaluate": "posology.engine.train",
     "predict": "posology.engine.predict",
     "load": "posology.engine.artifact",
 }
 
-__all__ = ["PreparedTask", "__version__", "evaluate", "load", "predict", "prepare", "synthesise", "train"]
+__all__ = ["PreparedTask", "__version__", "evaluate", "load", "predict", "prepare", "synthesise", "train", "train_many"]
 
 
 def __getattr__(name: str) -> Any:

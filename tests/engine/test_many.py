@@ -1,0 +1,141 @@
+"""Many runs in one call against each by itself."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import posology
+from posology.engine import company, many
+from posology.errors import Interrupted, UserError
+from posology.tasks.prepared import PreparedTask
+from tests.engine.tiny import save_backbone
+
+EXACT = {"precision": "fp32", "dropout": 0.0, "attention_dropout": 0.0, "epochs": 2, "max_length": 40, "overlap": 8,
+         "patience": 9}  # fmt: skip
+
+
+@pytest.fixture
+def runs(backbone: Path, classification: PreparedTask, tagging: PreparedTask, tmp_path: Path) -> list[dict[str, Any]]:
+    def run(name: str, task: PreparedTask, method: str, seed: int, **overrides: Any) -> dict[str, Any]:
+        if method == "lora":
+            overrides["adapter_dropout"] = 0.0
+        return {"data": task.folder, "out": tmp_path / name, "backbone": str(backbone), "method": method,
+                "seed": seed, "overrides": {**EXACT, **overrides}}  # fmt: skip
+
+    return [
+        run("a", classification, "lora", 1, rank=2),
+        run("b", tagging, "lora", 2, learning_rate=1e-3),
+        run("c", tagging, "ia3", 3),
+        run("d", classification, "head", 4, epochs=1),
+        run("e", classification, "full", 5),
+    ]
+
+
+def weights(folder: Path) -> Any:
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def test_each_ends_as_by_itself(runs: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    together = posology.train_many(runs, at_once=3)
+    assert "4 runs on" in capfd.readouterr().err
+    for run, result in zip(runs, together, strict=True):
+        alone = posology.train(**{**run, "out": tmp_path / "alone" / Path(run["out"]).name})
+        assert result["artifact"] == str(run["out"]) and result["method"] == run["method"]
+        assert result["metrics"][result["metric"]]["value"] == pytest.approx(
+            alone["metrics"][alone["metric"]]["value"], abs=1e-4
+        )
+        ours, theirs = weights(run["out"]), weights(tmp_path / "alone" / Path(run["out"]).name)
+        assert ours.keys() == theirs.keys()
+        assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
+        assert posology.evaluate(run["out"], run["data"])["metrics"] == result["metrics"]
+
+
+def test_only_runs_that_agree_keep_company(runs: list[dict[str, Any]], backbone: Path) -> None:
+    from posology.engine.many import _asked, _grouped
+
+    def groups(*changed: dict[str, Any]) -> list[int]:
+        some = [{**runs[0], **change} for change in changed]
+        for number, run in enumerate(some):
+            run["overrides"] = {**EXACT, "adapter_dropout": 0.0, **run.pop("more", {})}
+            run["out"] = Path(f"{number}")
+        return sorted(len(group) for group in _grouped(_asked(number, run) for number, run in enumerate(some)))
+
+    assert groups({}, {"seed": 7}, {"more": {"rank": 64}}, {"more": {"top_layers": 1}}) == [4]
+    assert groups({}, {"backbone": f"{backbone}:2"}) == [1, 1]
+    assert groups({}, {"more": {"precision": "bf16"}}) == [1, 1]
+    assert groups({}, {"more": {"dropout": 0.2}}) == [1, 1]
+    assert groups({"more": {"dropout": 0.2}}, {"more": {"dropout": 0.2, "top_layers": 1}}) == [1, 1]
+    assert groups({"method": "dora"}, {"method": "dora"}) == [1, 1]
+
+
+def test_architectures_that_are_not_written_out_train_one_by_one(
+    runs: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = save_backbone(tmp_path / "modernbert", "modernbert")
+    some = [{**run, "backbone": str(other), "overrides": {**run["overrides"], "epochs": 1}} for run in runs[:2]]
+    assert [result["method"] for result in posology.train_many(some)] == ["lora", "lora"]
+
+
+def test_one_that_fails_does_not_take_the_others_with_it(
+    runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = many.make_training
+
+    def broken(*given: Any, seed: int, **others: Any) -> Any:
+        training = make(*given, seed=seed, **others)
+        if seed == 2:
+            with torch.no_grad():
+                next(iter(training.weights.values())).fill_(float("nan"))
+        return training
+
+    monkeypatch.setattr(many, "make_training", broken)
+    results = posology.train_many(runs[:3])
+    assert ["failed" in result for result in results] == [False, True, False]
+    assert "training diverged" in results[1]["failed"] and not runs[1]["out"].exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 3}, "run 2: epochs"),
+        ({"seed": -1}, "run 2: seed"),
+        ({"method": "laura"}, "no method"),
+        ({"data": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_wrong_run_is_named_before_any_training(
+    runs: list[dict[str, Any]], change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        posology.train_many([runs[0], {**runs[1], **change}])
+    assert not (tmp_path / "a").exists()
+
+
+def test_outputs_must_differ_and_be_free(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="same output"):
+        posology.train_many([runs[0], runs[0]])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        posology.train_many(runs[:2])
+
+
+def test_a_signal_leaves_what_was_reached(runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    step, count = company.Company._step, []
+
+    def interrupted(self: company.Company) -> None:
+        step(self)
+        count.append(1)
+        if len(count) == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(company.Company, "_step", interrupted)
+    with pytest.raises(Interrupted, match="hold their best state so far"):
+        posology.train_many(runs[:4])
+    assert posology.load(runs[0]["out"]) is not None
