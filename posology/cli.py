@@ -292,6 +292,48 @@ def bench_predict(
     )
 
 
+@bench.command(name="company")
+def bench_company(
+    *,
+    data: Annotated[list[Path], Parameter(consume_multiple=True)],
+    backbone: str = "minilm",
+    method: str = "lora",
+    ranks: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (8, 8, 16, 16, 32, 32, 64, 128),
+    recipe: str = "standard",
+    set: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    steps: int = 8,
+    repeats: int = 5,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Measure several runs on one frozen backbone in company, beside the same runs one after the other.
+
+    Args:
+        data: prepared tasks; runs take them in turn.
+        backbone: catalogue name, folder, or NAME:K.
+        method: lora, rslora, ia3 or head.
+        ranks: one run of each rank; their learning rates differ too.
+        recipe: standard or paper.
+        set: fields of the recipe to replace.
+        steps: optimiser steps of each run in a round.
+        repeats: rounds.
+        seed: of the first run; each other one has the next number.
+    """
+    from posology.engine.recipe import parse_overrides
+    from posology.measure.company import bench_company as run
+
+    return run(
+        data,
+        backbone=backbone,
+        method=method,
+        ranks=ranks,
+        recipe=recipe,
+        overrides=parse_overrides(set or []),
+        steps=steps,
+        repeats=repeats,
+        seed=seed,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)

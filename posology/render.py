@@ -65,7 +65,24 @@ def _show_scores(console: Console, result: dict[str, Any]) -> None:
     console.print(result["artifact"], markup=False, highlight=False)
 
 
+def _show_company(console: Console, result: dict[str, Any]) -> None:
+    setting, ratio = result["setting"], result["ratio"]
+    table = Table("", "examples/s of all runs", "s for a step of all", "mean loss", box=box.SIMPLE)
+    for name, title in {"company": "in company", "one_by_one": "one after the other"}.items():
+        side = result[name]
+        table.add_row(title, _spread(side["examples_per_second"]), _spread(side["seconds"]), f"{side['loss']:.3f}")
+    console.print(table)
+    console.print(
+        f"{len(setting['ranks'])} runs in company are {_spread(ratio)} times faster; median (min to max) of "
+        f"{setting['repeats']} rounds of {setting['steps']} steps; {setting['threads']} threads",
+        highlight=False,
+    )
+
+
 def _show_bench(console: Console, result: dict[str, Any]) -> None:
+    if "company" in result:
+        _show_company(console, result)
+        return
     table = Table("", "examples/s", "tokens/s", "GFLOP/s", "of the peak", "peak memory", "ours is", box=box.SIMPLE)
     sides = {"ours": "ours", "peer_as_paper": "peer, as the paper", "peer_best": "peer, at its best"}
     for name, title in sides.items():

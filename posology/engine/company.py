@@ -13,6 +13,7 @@ tokens of their run only. Runs enter while others are under way, and leave when 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Company:
         with Stop.deferred() as stop:
             self._fill()
             while self._members and not stop.asked:
-                self._step()
+                self.step()
                 for member in self._members:
                     if member.training.evaluation_due and not stop.asked:
                         self._evaluate(member, stop)
@@ -113,15 +114,19 @@ class Company:
                 self._leave(member)
         return stop.asked
 
-    def _fill(self) -> None:
-        """Lets runs enter while there is room."""
-        while len(self._members) < self._at_once and (make := next(self._queue, None)) is not None:
-            member = make()
+    def enter(self, members: Sequence[Member]) -> None:
+        """Lets runs take part from the next step on; their frozen weights become those of the carrier."""
+        for member in members:
             for own, shared in zip(member.adapted.layers, self._carrier.layers, strict=True):
                 own.adopt(shared)
             self._members.append(member)
         for number, layer in enumerate(self._carrier.layers):
             layer.share([member.adapted.layers[number] for member in self._members])
+
+    def _fill(self) -> None:
+        """Lets waiting runs enter while there is room."""
+        free = self._at_once - len(self._members)
+        self.enter([make() for make in itertools.islice(self._queue, free)])
 
     def _leave(self, member: Member, error: Diverged | None = None) -> None:
         self._members.remove(member)
@@ -142,7 +147,7 @@ class Company:
             f"{member.name}: epoch {last['epoch']:.3g}, loss {last['loss']:.3f}, validation {last['score']:.4f}"
         )
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One step of every run."""
         begin = time.perf_counter()
         losses, tokens = [0.0] * len(self._members), [0] * len(self._members)

@@ -279,6 +279,11 @@ class Training:
         console.say(f"{error} The best state before that is kept.")
         self.fit.stopped = "diverged"
 
+    @property
+    def mean_loss(self) -> float:
+        """Of the batches since the last evaluation."""
+        return self._loss_sum / max(1, self._loss_count)
+
     # --- evaluations and the end --------------------------------------------------------------------------------------
 
     @property
@@ -328,7 +333,7 @@ class Training:
                 "epoch": fit.steps / self.steps_per_epoch,
                 "step": fit.steps,
                 "seconds": fit.seconds,
-                "loss": self._loss_sum / max(1, self._loss_count),
+                "loss": self.mean_loss,
                 "score": score,
             }
         )

@@ -22,6 +22,7 @@ class OurTraining:
         predictor: model, encoder, precision.
         lengths: pieces of each document as the model reads it, special tokens included.
         tokenising: seconds that tokenising all documents took.
+        training: its state.
         losses: mean loss of each step.
     """
 
@@ -34,7 +35,7 @@ class OurTraining:
         self.lengths = [len(windows[0].ids) for windows in encoded.windows]
         self.losses: list[float] = []
         adapted, precision = self.predictor.adapted, self.predictor.precision
-        self._training = _Planned(
+        self.training = Planned(
             adapted.trainable(),
             encoded,
             targets(documents, task.kind, task.labels),
@@ -48,23 +49,23 @@ class OurTraining:
 
     def run(self, batches: Sequence[np.ndarray]) -> None:
         """One step of the optimiser for each batch of positions of documents."""
-        for self._training.batch in batches:
+        for self.training.batch in batches:
             self._step()
 
     def run_all(self) -> None:
         """All steps of the recipe, in its order."""
-        self._training.batch = None
-        while self._training.fit.stopped is None:
+        self.training.batch = None
+        while self.training.fit.stopped is None:
             self._step()
 
     def _step(self) -> None:
-        training, predictor = self._training, self.predictor
+        training, predictor = self.training, self.predictor
         loss, tokens = backward(training, predictor.adapted, training.documents(), predictor.precision, TOKEN_BUDGET)
         training.finish_step(loss, tokens)
         self.losses.append(loss)
 
 
-class _Planned(Training):
+class Planned(Training):
     """A training that can be given its next batch."""
 
     batch: np.ndarray | None = None

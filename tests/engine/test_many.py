@@ -127,7 +127,7 @@ def test_outputs_must_differ_and_be_free(runs: list[dict[str, Any]], tmp_path: P
 
 
 def test_a_signal_leaves_what_was_reached(runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    step, count = company.Company._step, []
+    step, count = company.Company.step, []
 
     def interrupted(self: company.Company) -> None:
         step(self)
@@ -135,7 +135,7 @@ def test_a_signal_leaves_what_was_reached(runs: list[dict[str, Any]], monkeypatc
         if len(count) == 6:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(company.Company, "_step", interrupted)
+    monkeypatch.setattr(company.Company, "step", interrupted)
     with pytest.raises(Interrupted, match="hold their best state so far"):
         posology.train_many(runs[:4])
     assert posology.load(runs[0]["out"]) is not None

@@ -32,6 +32,7 @@ from posology.measure.trainer import (
 )
 from posology.measure.training import bench_train
 from posology.tasks.prepared import PreparedTask
+from tests.engine.tiny import save_backbone
 
 EXACT = {"dropout": 0.0, "attention_dropout": 0.0, "adapter_dropout": 0.0, "precision": "fp32", "batch_size": 8}
 
@@ -243,3 +244,23 @@ def test_what_cannot_be_measured_is_refused(classification: PreparedTask, backbo
         setting(classification, backbone, "tf-idf")
     with pytest.raises(UserError, match="no peer for prefix"):
         check_peer("prefix")
+
+
+def test_a_company_is_measured_beside_the_same_runs_one_by_one(
+    backbone: Path, classification: PreparedTask, tagging: PreparedTask
+) -> None:
+    from posology.measure.company import bench_company
+
+    exact = {"dropout": 0.0, "attention_dropout": 0.0, "adapter_dropout": 0.0, "precision": "fp32"}
+    result = bench_company(
+        [classification.folder, tagging.folder], backbone=str(backbone), ranks=(2, 4, 4), overrides=exact,
+        steps=2, repeats=2,
+    )  # fmt: skip
+    assert result["company"]["loss"] == pytest.approx(result["one_by_one"]["loss"], rel=1e-4)
+    assert result["ratio"]["median"] > 0 and result["setting"]["tasks"] == ["complaint", "mentions", "complaint"]
+    assert len(set(result["setting"]["learning_rates"])) == 3
+    with pytest.raises(UserError, match="cannot keep company"):
+        bench_company([classification.folder], backbone=str(backbone), method="full")
+    other = save_backbone(backbone.parent / "albert", "albert")
+    with pytest.raises(UserError, match="not written out"):
+        bench_company([classification.folder], backbone=str(other), ranks=(2,))
