@@ -49,7 +49,8 @@ class Member:
         training: its state.
         validate: every metric of its model on validation.
         metric: the one that chooses the best state.
-        leave: called when it is finished, with its best weights in place; `error` says why it failed.
+        leave: called when it is finished, with its best weights in place; its argument says why it failed.
+        rank: of its LoRA; 0 where it has none.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Member:
     validate: Callable[[], Mapping[str, float]]
     metric: str
     leave: Callable[[Diverged | None], None]
+    rank: int = 0
 
 
 class Part(NamedTuple):
@@ -120,6 +122,7 @@ class Company:
             for own, shared in zip(member.adapted.layers, self._carrier.layers, strict=True):
                 own.adopt(shared)
             self._members.append(member)
+        self._members.sort(key=lambda member: member.rank)  # neighbours of like ranks are stacked
         for number, layer in enumerate(self._carrier.layers):
             layer.share([member.adapted.layers[number] for member in self._members])
 

@@ -188,4 +188,5 @@ def _member(run: Asked, overwrite: bool, results: dict[Path, dict[str, Any]], st
         except Interrupted:
             stopped.append(run.out)
 
-    return Member(run.out.name, adapted, training, opened.validate, task.metric, leave)
+    rank = recipe.rank if "lora" in run.method else 0
+    return Member(run.out.name, adapted, training, opened.validate, task.metric, leave, rank)

@@ -77,16 +77,20 @@ def _adapter(wrapped: Any) -> Adapter:
 
 
 class _Stack(NamedTuple):
-    """The LoRA of all runs on one linear map, in one type.
+    """The LoRA of neighbouring runs of about one rank on one linear map, in one type.
 
     Attributes:
+        place: which map of the projection it is.
         outputs: which outputs of the projection the map makes.
+        runs: which runs.
         down: (runs, rank, inputs), `up` (runs, outputs, rank), times the scaling; lower ranks are filled up with zeros.
         drops: 256ths by run, (runs, 1, 1), or one number for all.
         scale: what is kept is multiplied by this, of the same shape.
     """
 
+    place: int
     outputs: slice
+    runs: slice
     down: torch.Tensor
     up: torch.Tensor
     drops: int | torch.Tensor
@@ -144,12 +148,12 @@ class Projection:
         out = given @ weight.t() if bias is None else torch.addmm(bias, given, weight.t())
         by_run = out.view(runs, -1, out.shape[1])
         for stack in stacks:
-            read, mine = given.view(runs, -1, given.shape[1]), None
+            read, mine = given.view(runs, -1, given.shape[1])[stack.runs], None
             if not isinstance(stack.drops, int) or stack.drops:
                 mine = kept(read.shape, stack.drops, read.device)
                 read = _dropped(read, mine, stack.scale)
             low = torch.bmm(read, stack.down.transpose(1, 2))
-            by_run[:, :, stack.outputs].baddbmm_(low, stack.up.transpose(1, 2))
+            by_run[stack.runs, :, stack.outputs].baddbmm_(low, stack.up.transpose(1, 2))
             tape += [mine, low]
         if of_outputs is not None:
             tape.append(out)
@@ -181,9 +185,9 @@ class Projection:
         to_input = gradient @ weight if onwards or of_inputs is not None else None
         for stack, mine, low in zip(reversed(stacks), kept_of, low_of, strict=True):
             assert scaled is not None and low is not None
-            own = by_run[:, :, stack.outputs]
+            own = by_run[stack.runs, :, stack.outputs]
             to_low = torch.bmm(own, stack.up)
-            read = scaled.view(runs, -1, scaled.shape[1])
+            read = scaled.view(runs, -1, scaled.shape[1])[stack.runs]
             read = read if mine is None else _dropped(read, mine, stack.scale)
             self._lora_gradients(
                 stack, torch.bmm(to_low.transpose(1, 2), read), torch.bmm(own.transpose(1, 2), low), found
@@ -191,7 +195,7 @@ class Projection:
             if to_input is not None and onwards:
                 to_read = torch.bmm(to_low, stack.down)
                 to_read = to_read if mine is None else _dropped(to_read, mine, stack.scale)
-                to_input.view(to_read.shape).add_(to_read)
+                to_input.view(runs, -1, to_input.shape[1])[stack.runs].add_(to_read)
         self._own_gradients(gradient, scaled, found)
         if of_inputs is not None:
             assert given is not None and to_input is not None
@@ -218,15 +222,16 @@ class Projection:
 
     def _stack(self, dtype: torch.dtype, training: bool) -> list[_Stack]:
         """LoRA of all runs, map by map, for this forward pass and the backward pass after it."""
-        own = [[adapters[place].lora for adapters in self.adapters] for place in range(len(self._outputs))]
-        pairs = zip(self._outputs, own, strict=True)
-        self._stacks = [_stack(*pair, dtype, training) for pair in pairs if any(pair[1])]
+        self._stacks = []
+        for place, outputs in enumerate(self._outputs):
+            loras = [adapters[place].lora for adapters in self.adapters]
+            for runs in _alike(loras):
+                self._stacks.append(_stack(place, outputs, runs, loras[runs], dtype, training))
         return self._stacks
 
     def _lora_gradients(self, stack: _Stack, down: torch.Tensor, up: torch.Tensor, found: Gradients) -> None:
-        place = self._outputs.index(stack.outputs)
-        for run, own in enumerate(self.adapters):
-            if (lora := own[place].lora) is not None and lora.down.requires_grad:
+        for run, own in enumerate(self.adapters[stack.runs]):
+            if (lora := own[stack.place].lora) is not None and lora.down.requires_grad:
                 rank = lora.down.shape[0]
                 found[lora.down] = down[run, :rank].to(lora.down.dtype)
                 found[lora.up] = up[run, :, :rank].to(lora.up.dtype).mul_(lora.scaling)
@@ -267,22 +272,40 @@ class Projection:
                 found[linear.bias] = gradient[:, outputs].sum(0, dtype=torch.float32).to(linear.bias.dtype)
 
 
-@torch.no_grad()
-def _stack(outputs: slice, loras: Sequence[Lora | None], dtype: torch.dtype, training: bool) -> _Stack:
-    some = [lora for lora in loras if lora is not None]
-    rank, device = max(lora.down.shape[0] for lora in some), some[0].down.device
-    down = torch.zeros(len(loras), rank, some[0].down.shape[1], dtype=dtype, device=device)
-    up = torch.zeros(len(loras), some[0].up.shape[0], rank, dtype=dtype, device=device)
-    drops = [0] * len(loras)
+def _alike(loras: Sequence[Lora | None]) -> list[slice]:
+    """Neighbouring runs that are stacked: of ranks up to twice the lowest, so that little is multiplied by zeros."""
+    found: list[slice] = []
+    lowest = 0
     for run, lora in enumerate(loras):
-        if lora is not None:
-            down[run, : lora.down.shape[0]] = lora.down
-            up[run, :, : lora.up.shape[1]] = lora.up * lora.scaling
-            drops[run] = in_bytes(getattr(lora.dropout, "p", 0.0)) if training else 0
+        if lora is None:
+            continue
+        rank = lora.down.shape[0]
+        if found and found[-1].stop == run and lowest <= rank <= 2 * lowest:
+            found[-1] = slice(found[-1].start, run + 1)
+        else:
+            found.append(slice(run, run + 1))
+            lowest = rank
+    return found
+
+
+@torch.no_grad()
+def _stack(
+    place: int, outputs: slice, runs: slice, loras: Sequence[Lora | None], dtype: torch.dtype, training: bool
+) -> _Stack:
+    own = [lora for lora in loras if lora is not None]
+    rank, device = max(lora.down.shape[0] for lora in own), own[0].down.device
+    down = torch.zeros(len(own), rank, own[0].down.shape[1], dtype=dtype, device=device)
+    up = torch.zeros(len(own), own[0].up.shape[0], rank, dtype=dtype, device=device)
+    drops = []
+    for run, lora in enumerate(own):
+        down[run, : lora.down.shape[0]] = lora.down
+        up[run, :, : lora.up.shape[1]] = lora.up * lora.scaling
+        drops.append(in_bytes(getattr(lora.dropout, "p", 0.0)) if training else 0)
     if len(set(drops)) == 1:
-        return _Stack(outputs, down, up, drops[0], 256 / (256 - drops[0]))
+        return _Stack(place, outputs, runs, down, up, drops[0], 256 / (256 - drops[0]))
     scale = torch.tensor([256 / (256 - dropped) for dropped in drops], dtype=dtype, device=device)[:, None, None]
-    return _Stack(outputs, down, up, torch.tensor(drops, dtype=torch.uint8, device=device)[:, None, None], scale)
+    by_run = torch.tensor(drops, dtype=torch.uint8, device=device)[:, None, None]
+    return _Stack(place, outputs, runs, down, up, by_run, scale)
 
 
 def _dropped(values: torch.Tensor, mine: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ LENGTHS = np.array([5, 1, 3, 5])
 def written(method: str, seed: int = 0, **overrides: Any) -> Layer:
     """A layer in float64 in which every trained weight matters."""
     adapted = adapt(task_model("bert", KINDS[1]), method, make_recipe(method, overrides=overrides), KINDS[1])
-    layer = adapted._layers[1]
+    layer = adapted.layers[1]
     torch.manual_seed(seed)
     adapted.module.double()
     with torch.no_grad():
@@ -67,7 +67,9 @@ def test_no_gradient_is_made_for_hidden_states_that_need_none() -> None:
     assert hidden.grad is None and all(weight.grad is not None for weight in layer.trained())
 
 
-@pytest.mark.parametrize("others", [("lora", "lora"), ("lora", "ia3", "head"), ("ia3", "ia3")])
+@pytest.mark.parametrize(
+    "others", [("lora", "lora"), ("lora", "ia3", "head"), ("ia3", "ia3"), ("lora",) * 3, ("head", "lora")]
+)
 def test_runs_in_one_row_get_what_each_gets_alone(others: tuple[str, ...]) -> None:
     ranks = [2, 8, 3]
     runs = [
