@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from posology.corpus.document import Document, Span
-from posology.corpus.textfile import lines_of, read_text
+from posology.corpus.textfile import read_lines
 from posology.errors import UserError
 
 TEXT_NAMES = ("text", "sentence", "note")
@@ -21,6 +19,9 @@ LABEL_NAMES = ("label", "class", "category", "target")
 _LONGEST_HEADER, _WORDS_OF_A_HEADER = 40, 3
 _LONGEST_NAME = 100
 """Characters that a column's name, a label, a group or an id may have."""
+_LONGEST_FIELD = 2**28
+"""Characters of a field in CSV and TSV: with a quote that is never closed, the rest of a file would be one."""
+_ROWS_AT_ONCE = 4096
 
 
 class Record(NamedTuple):
@@ -45,33 +46,44 @@ class Columns:
 
 
 def read_records(path: Path, format: str, *, quoting: bool = True, encoding: str = "utf-8") -> list[Record]:
-    """The rows of a table.
+    """The rows of a table, all at once; see `stream_records`.
+
+    Raises:
+        UserError: the file cannot be parsed, or has no rows.
+    """
+    records = list(stream_records(path, format, quoting=quoting, encoding=encoding))
+    if not records:
+        raise UserError("has no rows", "Give a file with at least one document", path)
+    return records
+
+
+def stream_records(path: Path, format: str, *, quoting: bool = True, encoding: str = "utf-8") -> Iterator[Record]:
+    """The rows of a table, one by one: a file may be larger than memory.
 
     Args:
         format: `csv`, `tsv`, `jsonl` or `parquet`.
         quoting: in CSV and TSV, whether double quotes enclose fields; without, they are ordinary characters.
 
     Raises:
-        UserError: the file cannot be parsed, or has no rows.
+        UserError: the file cannot be parsed, once the fault is reached.
     """
     if format == "parquet":
-        records = list(_parquet(path))
-    elif format == "jsonl":
-        records = list(_jsonl(path, read_text(path, encoding)))
-    else:
-        records = list(_delimited(path, read_text(path, encoding), "," if format == "csv" else "\t", quoting))
-    if not records:
-        raise UserError("has no rows", "Give a file with at least one document", path)
-    return records
+        return _parquet(path)
+    if format == "jsonl":
+        return _jsonl(path, encoding)
+    return _delimited(path, encoding, "," if format == "csv" else "\t", quoting)
 
 
-def resolve(columns: Columns, records: Sequence[Record], *, needs_label: bool, place: object) -> Columns:
+def resolve(columns: Columns, records: Iterable[Record], *, needs_label: bool, place: object) -> Columns:
     """The true column names behind the given or guessable ones.
 
     Raises:
         UserError: a named column is missing or ambiguous, or text or label is not named and cannot be guessed.
     """
-    found = list(dict.fromkeys(name for record in records for name in record.values))
+    names: dict[str, None] = {}
+    for record in records:
+        names.update(dict.fromkeys(record.values))
+    found = list(names)
     text = _find("text", columns.text, found, place) or _guess("text", TEXT_NAMES, found, place)
     label = _find("label", columns.label, found, place)
     if needs_label and label is None:
@@ -132,10 +144,10 @@ def documents(
         )
 
 
-def _delimited(path: Path, text: str, delimiter: str, quoting: bool) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)  # notes are longer than the module's limit of 128 kB
+def _delimited(path: Path, encoding: str, delimiter: str, quoting: bool) -> Iterator[Record]:
+    csv.field_size_limit(_LONGEST_FIELD)  # notes are longer than the module's limit of 128 kB
     reader = csv.reader(
-        io.StringIO(text, newline=""),
+        read_lines(path, encoding, universal=True),
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
         strict=True,
@@ -172,8 +184,8 @@ def _delimited(path: Path, text: str, delimiter: str, quoting: bool) -> Iterator
         raise UserError("is empty", "Give a file with a header line and one row for each document", path)
 
 
-def _jsonl(path: Path, text: str) -> Iterator[Record]:
-    for number, line in enumerate(lines_of(text), start=1):
+def _jsonl(path: Path, encoding: str) -> Iterator[Record]:
+    for number, line in enumerate(read_lines(path, encoding), start=1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -191,12 +203,14 @@ def _jsonl(path: Path, text: str) -> Iterator[Record]:
 def _parquet(path: Path) -> Iterator[Record]:
     import polars as pl
 
+    number = 0
     try:
-        frame = pl.read_parquet(path)
+        for frame in pl.scan_parquet(path).collect_batches(chunk_size=_ROWS_AT_ONCE):
+            for row in frame.iter_rows(named=True):
+                number += 1
+                yield Record(f"{path}, row {number}", row)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError("is no complete Parquet file", "Write or copy it again", path) from error
-    for number, row in enumerate(frame.iter_rows(named=True), start=1):
-        yield Record(f"{path}, row {number}", row)
 
 
 def _find(role: str, wanted: str | None, found: Sequence[str], place: object) -> str | None:

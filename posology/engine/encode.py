@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,8 @@ from posology.corpus.document import Document
 from posology.engine.architectures import architecture_of
 from posology.engine.decode import word_tags
 from posology.engine.recipe import Recipe
+from posology.engine.tokens import fingerprint, tokenise
 from posology.errors import UserError
-
-_TEXTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ class Encoder:
         self, tokenizer: PreTrainedTokenizerBase, config: Any, recipe: Recipe, kind: str, virtual_tokens: int = 0
     ):
         self._backend = tokenizer.backend_tokenizer
-        self._frame = Frame.of(tokenizer)
+        self._frame = frame = Frame.of(tokenizer)
+        special = (frame.before, frame.after, frame.between, frame.after_pair)
+        self._special = [np.array(part, np.int32) for part in special]
         self._recipe, self._kind = recipe, kind
         self.virtual_tokens = virtual_tokens
         self.max_length = min(recipe.max_length, positions(config) - virtual_tokens)
@@ -126,60 +129,46 @@ class Encoder:
                 "overlap",
             )
 
-    def encode(self, documents: Sequence[Document], unit: str = "word") -> Encoded:
+    @functools.cached_property
+    def key(self) -> tuple[object, ...]:
+        """Encoders with equal keys cut the same documents into the same windows."""
+        recipe = self._recipe
+        overlap = recipe.overlap if recipe.long_text == "window" else 0
+        return fingerprint(self._backend), self._frame, self._kind, self.max_length, recipe.long_text, overlap
+
+    def encode(self, documents: Sequence[Document], unit: str = "word", *, cache: Path | None = None) -> Encoded:
         """Windows of all documents, in their order.
 
         Args:
             documents: with `words` in token classification.
             unit: `word`: a word's first piece stands for it; `piece`: every piece stands for itself.
+            cache: the folder of the prepared task that the documents are of, to keep their pieces in.
         """
+        by_word = self._kind == "token-classification"
+        found = tokenise(self._backend, documents, by_word=by_word, cache=cache)
         windows, pieces, covered = [], np.zeros(len(documents), int), np.zeros(len(documents), int)
         all_owners = []
-        tokenise = self._words if self._kind == "token-classification" else self._texts
-        for index, (ids, owners, second) in enumerate(tokenise(documents)):
-            firsts = None
-            if owners is not None:
-                all_owners.append(owners)
-                firsts = np.arange(len(ids)) if unit == "piece" else _firsts(owners, len(documents[index].words))
+        for index, (ids, owners, second) in enumerate(found):
             room = self._room(len(ids), second)
             spans = self._spans(len(ids), room)
             kept_second = second[: max(0, self._capacity_of_pair() - room)] if second is not None else None
-            windows.append([self._window(index, ids, span, firsts, spans, kept_second) for span in spans])
+            own = [self._window(index, ids[start:stop], kept_second) for start, stop in spans]
+            if by_word:
+                owners = owners if owners is not None else np.empty(0, np.int32)
+                all_owners.append(owners)
+                firsts = np.arange(len(ids)) if unit == "piece" else _firsts(owners, len(documents[index].words))
+                self._place_words(own, spans, firsts, len(ids))
+            windows.append(own)
             pieces[index] = len(ids) + len(second if second is not None else ())
             covered[index] = spans[-1][1] + len(kept_second if kept_second is not None else ())
         return Encoded(windows, pieces, covered, all_owners)
 
-    def read(self, documents: Sequence[Document], unit: str) -> tuple[list[Document], Encoded]:
-        """The documents as they are learnt and scored by a unit (see `by_piece`), and their windows."""
-        encoded = self.encode(documents, unit)
+    def read(
+        self, documents: Sequence[Document], unit: str, *, cache: Path | None = None
+    ) -> tuple[list[Document], Encoded]:
+        """The documents as they are learnt and scored by a unit (see `by_piece`), and their windows (see `encode`)."""
+        encoded = self.encode(documents, unit, cache=cache)
         return (by_piece(documents, encoded.owners) if unit == "piece" else list(documents)), encoded
-
-    def _texts(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, None, np.ndarray | None]]:
-        for start in range(0, len(documents), _TEXTS_AT_ONCE):
-            part = documents[start : start + _TEXTS_AT_ONCE]
-            texts = self._backend.encode_batch_fast([document.text for document in part], add_special_tokens=False)
-            pairs = [document.text_pair for document in part]
-            seconds = self._backend.encode_batch_fast([pair or "" for pair in pairs], add_special_tokens=False)
-            for text, pair, second in zip(texts, pairs, seconds, strict=True):
-                yield np.array(text.ids, np.int32), None, np.array(second.ids, np.int32) if pair is not None else None
-
-    def _words(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray, None]]:
-        """Pieces word by word, and the word of each piece.
-
-        A word is given with the blank before it, as byte-level tokenizers want it, so that pieces are those of
-        running text but never cross a word's border.
-        """
-        for start in range(0, len(documents), _TEXTS_AT_ONCE):
-            part = documents[start : start + _TEXTS_AT_ONCE]
-            split = [
-                [
-                    (" " if begin > 0 and document.text[begin - 1].isspace() else "") + document.text[begin:end]
-                    for begin, end in document.words
-                ]
-                for document in part
-            ]
-            for encoding in self._backend.encode_batch(split, is_pretokenized=True, add_special_tokens=False):
-                yield np.array(encoding.ids, np.int32), np.array(encoding.word_ids, np.int32), None
 
     def _capacity_of_pair(self) -> int:
         frame = self._frame
@@ -199,32 +188,29 @@ class Encoder:
         starts = [*range(0, count - room, step), count - room]  # the last window is a full one
         return [(start, start + room) for start in starts]
 
-    def _window(
-        self,
-        index: int,
-        ids: np.ndarray,
-        span: tuple[int, int],
-        firsts: np.ndarray | None,
-        spans: list[tuple[int, int]],
-        second: np.ndarray | None,
-    ) -> Window:
-        frame, (start, stop) = self._frame, span
-        parts: list[Any] = [frame.before, ids[start:stop]]
-        second_from = 0
+    def _window(self, index: int, ids: np.ndarray, second: np.ndarray | None) -> Window:
+        """A window without its words."""
+        before, after, between, after_pair = self._special
         if second is None:
-            parts.append(frame.after)
-        else:
-            parts += [frame.between, second, frame.after_pair]
-            second_from = len(frame.before) + stop - start + len(frame.between)
-        columns = words = np.empty(0, np.int64)
-        if firsts is not None:
-            words = np.flatnonzero((firsts >= start) & (firsts < stop))
-            if len(spans) > 1:
-                words = words[_owner(firsts[words], spans, len(ids)) == spans.index(span)]
-            columns = (firsts[words] - start + len(frame.before)).astype(np.int64)
-        return Window(
-            index, np.concatenate([np.asarray(part, np.int32) for part in parts]), second_from, columns, words
-        )
+            return Window(index, np.concatenate((before, ids, after)), 0, _NONE, _NONE)
+        second_from = len(before) + len(ids) + len(between)
+        return Window(index, np.concatenate((before, ids, between, second, after_pair)), second_from, _NONE, _NONE)
+
+    def _place_words(
+        self, windows: Sequence[Window], spans: Sequence[tuple[int, int]], firsts: np.ndarray, count: int
+    ) -> None:
+        """Gives each word to one window; `firsts` are the places of their first pieces among `count`, -1 for none."""
+        words = np.flatnonzero((firsts >= 0) & (firsts < spans[-1][1]))
+        places = firsts[words]
+        owners = _owner(places, np.array(spans), count) if len(spans) > 1 else np.zeros(len(words), np.int64)
+        borders = np.searchsorted(owners, np.arange(len(spans) + 1))  # a later word never has an earlier window
+        for number, (window, (start, _)) in enumerate(zip(windows, spans, strict=True)):
+            own = slice(borders[number], borders[number + 1])
+            window.words = words[own]
+            window.columns = places[own].astype(np.int64) - start + len(self._frame.before)
+
+
+_NONE = np.empty(0, np.int64)
 
 
 def by_piece(documents: Sequence[Document], owners: Sequence[np.ndarray]) -> list[Document]:
@@ -260,15 +246,26 @@ def _firsts(owners: np.ndarray, words: int) -> np.ndarray:
     return firsts
 
 
-def _owner(pieces: np.ndarray, spans: list[tuple[int, int]], count: int) -> np.ndarray:
-    """For each piece the window in which the nearer cut is farthest away; the document's own ends are no cuts."""
-    context = np.full((len(spans), len(pieces)), -1, np.int64)
-    for row, (start, stop) in enumerate(spans):
-        left = pieces - start if start > 0 else np.full(len(pieces), count)
-        right = stop - 1 - pieces if stop < count else np.full(len(pieces), count)
-        inside = (pieces >= start) & (pieces < stop)
-        context[row] = np.where(inside, np.minimum(left, right), -1)
-    return context.argmax(axis=0)
+def _owner(pieces: np.ndarray, spans: np.ndarray, count: int) -> np.ndarray:
+    """For each piece the window in which the nearer cut is farthest away; the document's own ends are no cuts.
+
+    Args:
+        pieces: rising places among `count`, each in some window.
+        spans: (windows, 2) start and end of windows of one length, rising.
+        count: pieces of the document.
+    """
+    first = np.searchsorted(spans[:, 1], pieces, side="right")  # the first and the last window that hold the piece
+    last = np.searchsorted(spans[:, 0], pieces, side="right") - 1
+    best, most = first, np.full(len(pieces), -1)
+    for further in range(int((last - first).max(initial=-1)) + 1):
+        window = np.minimum(first + further, last)
+        start, stop = spans[window, 0], spans[window, 1]
+        left = np.where(start > 0, pieces - start, count)
+        right = np.where(stop < count, stop - 1 - pieces, count)
+        context = np.minimum(left, right)
+        best = np.where(context > most, window, best)
+        most = np.maximum(context, most)
+    return best
 
 
 def _find(ids: list[int], part: list[int], start: int) -> int:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from posology import console
 from posology.corpus.document import Document
-from posology.engine.batch import cut
+from posology.engine.activations import Kept, widened
+from posology.engine.batch import Batch, cut
 from posology.engine.decode import tags_of
 from posology.engine.encode import Encoded, Encoder
-from posology.engine.methods import Adapted
+from posology.engine.layers import write_out
+from posology.engine.methods import VIRTUAL, Adapted
 from posology.engine.model import Answers, Model
 from posology.engine.precision import Precision
+from posology.engine.quantise import QuantisedLinear
 from posology.errors import UserError
 
 TOKEN_BUDGET = 2048
@@ -53,42 +58,123 @@ class Predictor(Model):
         documents, encoded = self.encoder.read(documents, unit)
         return Answers(documents, self.logits(encoded, description), encoded.coverage)
 
-    @torch.inference_mode()
-    def logits(self, encoded: Encoded, description: str = "predicting") -> list[np.ndarray]:
+    def logits(self, encoded: Encoded, description: str = "predicting", kept: Kept | None = None) -> list[np.ndarray]:
         """Logits of each document: (classes,), the mean over its windows; or (words, tags).
 
         In token classification words that the tokenizer dropped have rows of NaN; those after the last one read have
-        none. Where documents were read by piece, pieces stand for words.
+        none. Where documents were read by piece, pieces stand for words. `kept` is what frozen layers make of them.
+        """
+        with console.progress(description, sum(map(len, encoded.windows))) as advance:
+            return run([self], encoded, advance, kept)[0]
+
+    def merge(self) -> None:
+        """Makes it as fast as it gets, for prediction only: afterwards it can be neither trained nor saved.
+
+        Adapters become part of the backbone's weights where these are in float32, so that nothing but rounding
+        changes; virtual tokens stay. Where products are in bfloat16, frozen weights are then kept so, instead of being
+        converted for every batch.
         """
         adapted = self.adapted
-        adapted.module.eval()
-        windows = [window for own in encoded.windows for window in own]
-        outputs = adapted.base.config.num_labels
-        if self.kind == "sequence-classification":
-            results = [np.zeros(outputs, np.float32) for _ in encoded.windows]
+        if adapted.module is not adapted.base and adapted.method not in VIRTUAL and _in_float32(adapted.module):
+            _put_in(adapted.base)
+            adapted.module = adapted.base
+            adapted.layers = write_out(adapted.base, adapted.architecture, lambda: adapted._row)
+        adapted.module.requires_grad_(False)
+        if self.precision.bf16:
+            exact = {part for name in adapted.head for part in adapted.base.get_submodule(name).modules()}
+            for part in adapted.base.modules():
+                if type(part) is nn.Linear and part not in exact:
+                    part.to(torch.bfloat16)
+
+
+def _put_in(base: nn.Module) -> None:
+    """Merges PEFT's adapters into what they adapt. Its own function fails on ModernBERT's head under IA3."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, part in list(base.named_modules()):
+        wrapper: Any = part
+        if isinstance(part, BaseTunerLayer):
+            wrapper.merge()
+            base.set_submodule(name, wrapper.get_base_layer())
+        elif isinstance(part, ModulesToSaveWrapper):
+            base.set_submodule(name, wrapper.modules_to_save[wrapper.active_adapters[0]])
+
+
+def _in_float32(module: nn.Module) -> bool:
+    """Whether all that PEFT has wrapped are plain maps in float32: neither halved nor quantised."""
+    wrapped: list[Any] = [part.base_layer for part in module.modules() if hasattr(part, "base_layer")]
+    return all(
+        not isinstance(part, QuantisedLinear) and all(weight.dtype == torch.float32 for weight in part.parameters())
+        for part in wrapped
+    )
+
+
+@torch.inference_mode()
+def run(
+    predictors: Sequence[Predictor], encoded: Encoded, advance: Callable[[int], None], kept: Kept | None = None
+) -> list[list[np.ndarray]]:
+    """Logits of documents by several models of one kind that read the same windows; see `Predictor.logits`.
+
+    Args:
+        predictors: each micro-batch goes through them in this order.
+        encoded: the documents.
+        advance: is told how many windows were read.
+        kept: hidden states of these documents in the first of the models, where it is the only one.
+
+    Raises:
+        UserError: answers that are no numbers.
+    """
+    first = predictors[0]
+    results = [_Results(encoded, predictor) for predictor in predictors]
+    for predictor in predictors:
+        predictor.adapted.module.eval()
+    units = [[window] for own in encoded.windows for window in own]
+    padded = first.adapted.layout == "padded"
+    budget = TOKEN_BUDGET if kept is None else widened(first.adapted, kept.layer, TOKEN_BUDGET)
+    with first.precision.autocast():
+        for group in cut(units, budget, padded=padded):
+            batch = first.adapted.batch(group, first.precision.device)
+            for predictor, result in zip(predictors, results, strict=True):
+                adapted = predictor.adapted
+                result.add(batch, adapted.answers(batch) if kept is None else kept.answers(adapted, batch, group))
+            advance(len(group))
+    return [result.logits() for result in results]
+
+
+class _Results:
+    """Logits as they come in, micro-batch by micro-batch.
+
+    Args:
+        encoded: the documents that are read.
+        predictor: the model that reads them.
+    """
+
+    def __init__(self, encoded: Encoded, predictor: Predictor):
+        outputs = predictor.adapted.base.config.num_labels
+        self._tagging = predictor.kind == "token-classification"
+        if self._tagging:
+            read = [max((int(window.words.max(initial=-1)) for window in own), default=-1) for own in encoded.windows]
+            self._starts = np.cumsum([0, *(word + 1 for word in read)])
+            self._values = np.full((self._starts[-1], outputs), np.nan, np.float32)
         else:
-            last = [max((int(window.words.max(initial=-1)) for window in own), default=-1) for own in encoded.windows]
-            results = [np.full((word + 1, outputs), np.nan, np.float32) for word in last]
-        with console.progress(description, len(windows)) as advance, self.precision.autocast():
-            for group in cut([[window] for window in windows], TOKEN_BUDGET, padded=adapted.layout == "padded"):
-                batch = adapted.batch(group, self.precision.device)
-                output = adapted.logits(batch.inputs, batch.segments)
-                if self.kind == "token-classification":
-                    output = output[batch.rows, batch.columns]
-                values = output.cpu().numpy()
-                if not np.isfinite(values).all():
-                    raise UserError(
-                        "the model's answers are not finite numbers", "Train it anew at a lower learning rate"
-                    )
-                if self.kind == "sequence-classification":
-                    for window, row in zip(group, values, strict=True):
-                        results[window.document] += row / len(encoded.windows[window.document])
-                else:
-                    for row, document in enumerate(batch.documents):
-                        own = batch.words[:, 0] == row
-                        results[document][batch.words[own, 1]] = values[own]
-                advance(len(group))
-        return results
+            self._windows = np.array([len(own) for own in encoded.windows])
+            self._values = np.zeros((len(encoded.windows), outputs), np.float32)
+
+    def add(self, batch: Batch, output: torch.Tensor) -> None:
+        """Takes what `Adapted.answers` gives for a micro-batch."""
+        values = output.cpu().numpy()
+        if not np.isfinite(values).all():
+            raise UserError("the model's answers are not finite numbers", "Train it anew at a lower learning rate")
+        if self._tagging:
+            self._values[self._starts[batch.documents[batch.words[:, 0]]] + batch.words[:, 1]] = values
+        else:
+            documents = batch.documents[batch.owner.cpu().numpy()]
+            np.add.at(self._values, documents, values / self._windows[documents, None])
+
+    def logits(self) -> list[np.ndarray]:
+        """What has come in, by document."""
+        return np.split(self._values, self._starts[1:-1]) if self._tagging else list(self._values)
 
 
 def outputs_of(kind: str, labels: Sequence[str]) -> list[str]:

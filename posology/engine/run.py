@@ -42,7 +42,7 @@ class Run:
         keep_activations: the folder in which to keep what frozen layers make of the documents.
 
     Attributes:
-        activations: what frozen layers make of the documents; None where there are none.
+        activations: what frozen layers make of the documents; None where there are none, or one epoch and no folder.
         predictor: the model, which training changes.
         encoded, targets: what it is trained on, after `read`.
 
@@ -70,11 +70,12 @@ class Run:
         self.predictor = build(task, source, method, recipe, asked["seed"])
         artifacts.check_writable(out, self.predictor.adapted)
         self.activations = None
-        if frozen_layers(self.predictor.adapted):
-            depends = {"weights": source.fingerprint, **versions("torch", "transformers")}
-            keep = None if keep_activations is None else Path(keep_activations)
+        keep = None if keep_activations is None else Path(keep_activations)
+        frozen = frozen_layers(self.predictor.adapted)
+        if frozen and (keep is not None or recipe.epochs > 1):
+            depends = {"weights": source.fingerprint, "quantise": recipe.quantise, **versions("torch", "transformers")}
             self.activations = Activations(self.predictor.adapted, self.predictor.precision, out, depends, keep)
-        elif keep_activations is not None:
+        elif keep is not None:
             raise UserError(
                 f"{method} trains the first layer or what lies before it, so that nothing below it stays the same",
                 "Use head, or LoRA and its kin with --set top_layers=K, or leave it out",
@@ -109,8 +110,8 @@ class Run:
         task, encoder = self.task, self.predictor.encoder
         training, validation = training_documents(task, self._asked["budget"]["shots"], self._asked["seed"])
         self._paired = any(document.text_pair is not None for document in training)
-        training, self.encoded = encoder.read(training, task.unit)
-        self._validation, self._encoded_validation = encoder.read(validation, task.unit)
+        training, self.encoded = encoder.read(training, task.unit, cache=task.folder)
+        self._validation, self._encoded_validation = encoder.read(validation, task.unit, cache=task.folder)
         self.targets = targets(training, task.kind, task.labels)
         console.say(
             f"{len(training):,} training documents, {int(self.encoded.pieces.sum()):,} pieces, "

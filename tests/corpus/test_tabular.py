@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posology.corpus import textfile
 from posology.corpus.document import Document, Span
-from posology.corpus.tabular import Columns, documents, read_records, resolve
+from posology.corpus.tabular import Columns, documents, read_records, resolve, stream_records
 from posology.errors import UserError
 from tests.data import corpus
 
@@ -183,6 +185,68 @@ def test_bad_json_lines(tmp_path: Path, row: str, message: str) -> None:
     path.write_text('{"text": "fine", "spans": []}\n' + row + "\n")
     with pytest.raises(UserError, match=rf"^{path}:2: .*{message}"):
         _read(path, "jsonl", annotated=True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(st.sampled_from("aé😀\n\r\u2028\x85\ufeff\x00"), max_size=40),
+    st.integers(1, 9),
+    st.sampled_from(["utf-8", "utf-16", "utf-16-le", "latin-1", "gb18030"]),
+    st.booleans(),
+    st.binary(max_size=2),
+)
+def test_lines_read_in_blocks_are_those_of_the_whole(
+    text: str, block: int, encoding: str, gz: bool, stray: bytes
+) -> None:
+    """Whatever the blocks cut through: characters, CR and LF, a byte order mark, a wrong byte."""
+    content = text.encode(encoding, errors="ignore") + stray + text.encode(encoding, errors="ignore")
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(textfile, "_BLOCK_BYTES", block)
+        path = Path(folder) / ("a.txt" + ".gz" * gz)
+        path.write_bytes(gzip.compress(content) if gz else content)
+        whole = _text_or_fault(lambda: textfile.read_text(path, encoding))
+        lines, universal = (
+            _text_or_fault(lambda ends=ends: list(textfile.read_lines(path, encoding, universal=ends)))  # type: ignore[misc]
+            for ends in (False, True)
+        )
+    if isinstance(whole, UserError):
+        assert str(whole) == str(lines) == str(universal)
+        return
+    assert lines == [f"{line}\n" for line in whole.split("\n")[:-1]] + (
+        [last] if (last := whole.split("\n")[-1]) else []
+    )
+    assert universal == list(io.StringIO(whole, newline=""))
+
+
+def _text_or_fault(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except UserError as error:
+        return error
+
+
+def test_files_that_cannot_be_read_say_so_in_blocks_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    packed = gzip.compress(b'{"text": "x"}\n' * 1000)
+    for content, encoding, message in (
+        (packed[:-10], "utf-8", "is no complete gzip file"),
+        (b"plain", "utf-8", "is no complete gzip file"),
+        (packed, "hex", "there is no encoding 'hex'"),
+        (packed, "klingon", "there is no encoding 'klingon'"),
+    ):
+        path.write_bytes(content)
+        for read in (textfile.read_text, lambda *given: list(textfile.read_lines(*given))):
+            with pytest.raises(UserError, match=message):
+                read(path, encoding)
+    with pytest.raises(UserError, match="cannot be read"):
+        list(textfile.read_lines(tmp_path / "missing"))
+
+
+def test_large_parquet_files_keep_their_order_and_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"text": [f"t{row}" for row in range(10_000)]}).write_parquet(path, row_group_size=700)
+    places = [(record.values["text"], record.place) for record in stream_records(path, "parquet")]
+    assert places == [(f"t{row}", f"{path}, row {row + 1}") for row in range(10_000)]
 
 
 def test_notes_of_a_published_de_identification_sample() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 
 from posology.corpus.document import Document, Span
 from posology.corpus.tags import snap, spans_to_tags, words_of
+from posology.engine import tokens
 from posology.engine.batch import batches, collate, cut
 from posology.engine.decode import best_tags, entities, softmax, tags_of
 from posology.engine.encode import Encoder, Frame, Window
 from posology.engine.recipe import make_recipe
+from posology.engine.tokens import tokenise
 from posology.errors import UserError
 from tests.engine.tiny import CONFIGS, KINDS, tokenizer
 
@@ -221,3 +225,108 @@ def test_words_of_byte_level_tokenizers_keep_the_blank_before_them() -> None:
     assert "Ġfever" in fast.convert_ids_to_tokens(window.ids)
     assert window.words.tolist() == list(range(len(item.words)))
     assert Frame.of(fast) == Frame((0,), (2,), (2, 2), (2,))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=5))
+def test_each_word_is_cut_as_in_a_list_of_words(texts: list[str]) -> None:
+    items = [document(text) for text in texts]
+    found = list(tokenise(TOKENIZER.backend_tokenizer, items, by_word=True))
+    for item, (ids, owners, second) in zip(items, found, strict=True):
+        assert owners is not None or not len(ids)
+        assert second is None
+        whole = TOKENIZER([item.text[start:end] for start, end in item.words] or [""], is_split_into_words=True)
+        assert ids.tolist() == whole["input_ids"][1:-1]
+        assert (owners if owners is not None else np.empty(0)).tolist() == whole.word_ids()[1:-1]
+
+
+def _cached(folder: Path) -> list[Path]:
+    return sorted((folder / tokens.FOLDER).glob("*"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_are_cut_once_for_a_task(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [document(text) for text in ("no fever", "", "abc \u200b pain " * 30, "x")]
+    items[0].text_pair = "pain" if kind == KINDS[0] else None
+    one = encoder(kind)
+    first = one.encode(items, cache=tmp_path)
+    (path,) = _cached(tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(tokens, "_by_text", None)
+    monkeypatch.setattr(tokens, "_by_word", None)
+    again = encoder(kind, max_length=16).encode(items, cache=tmp_path)  # windows are cut anew, pieces are not
+    assert (again.pieces == first.pieces).all() and (again.covered == first.covered).all()
+    for mine, theirs in zip(again.windows, first.windows, strict=True):
+        assert [(w.document, w.ids.tolist(), w.second_from, w.columns.tolist(), w.words.tolist()) for w in mine] == [
+            (w.document, w.ids.tolist(), w.second_from, w.columns.tolist(), w.words.tolist()) for w in theirs
+        ]
+    assert len(encoder(kind, max_length=9, overlap=2).encode(items, cache=tmp_path).windows[2]) > len(first.windows[2])
+
+
+@pytest.mark.parametrize("change", ["text", "pair", "words", "order", "tokenizer"])
+def test_other_texts_have_other_pieces(change: str, tmp_path: Path) -> None:
+    items = [document("no fever"), document("pain")]
+    kind = KINDS[1] if change == "words" else KINDS[0]
+    one = encoder(kind)
+    one.encode(items, cache=tmp_path)
+    if change == "text":
+        items[1].text = "pains"
+    elif change == "pair":
+        items[1].text_pair = ""
+    elif change == "words":
+        items[1].words = [(0, 2), (2, 4)]
+    elif change == "order":
+        items.reverse()
+    else:
+        other = tokenizer()
+        other.add_tokens(["pain"])
+        one = Encoder(other, CONFIGS["bert"](), make_recipe("full", overrides={"max_length": 16, "overlap": 4}), kind)
+    found = one.encode(items, cache=tmp_path)
+    assert len(_cached(tmp_path)) == 2
+    plain = one.encode(items)
+    assert [w.ids.tolist() for own in found.windows for w in own] == [
+        w.ids.tolist() for own in plain.windows for w in own
+    ]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", "cut", "long"])
+def test_a_damaged_file_of_pieces_is_made_anew(damage: bytes | str, tmp_path: Path) -> None:
+    items = [document("no fever"), document("pain " * 40)]
+    encoder(KINDS[0]).encode(items, cache=tmp_path)
+    (path,) = _cached(tmp_path)
+    whole = path.read_bytes()
+    if isinstance(damage, bytes):
+        path.write_bytes(damage)
+    else:
+        array = np.load(path)
+        np.save(path, array[:-1] if damage == "cut" else np.append(array, array))
+    assert encoder(KINDS[0]).encode(items, cache=tmp_path).pieces.tolist() == [2, 40]
+    assert path.read_bytes() == whole
+
+
+def test_without_a_place_to_keep_pieces_there_is_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [document("no fever")]
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "missing", tmp_path / "file"):
+        assert encoder(KINDS[0]).encode(items, cache=place).pieces.tolist() == [2]
+    monkeypatch.setenv(tokens.SWITCH, "0")
+    encoder(KINDS[0]).encode(items, cache=tmp_path)
+    assert not (tmp_path / tokens.FOLDER).exists() and not (tmp_path / "missing").exists()
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [[document(f"{letter} " * 50)] for letter in "abcd"]
+    paths = []
+    for age, items in enumerate(texts[:3]):
+        encoder(KINDS[0]).encode(items, cache=tmp_path)
+        (new,) = set(_cached(tmp_path)) - set(paths)
+        os.utime(new, (age, age))
+        paths.append(new)
+    encoder(KINDS[0]).encode(texts[0], cache=tmp_path)  # the oldest is used again
+    monkeypatch.setattr(tokens, "_MOST_BYTES", 3 * paths[0].stat().st_size)
+    encoder(KINDS[0]).encode(texts[3], cache=tmp_path)
+    assert paths[1] not in _cached(tmp_path) and {paths[0], paths[2]} < set(_cached(tmp_path))
+    assert len(_cached(tmp_path)) == 3
+    monkeypatch.setattr(tokens, "_MOST_BYTES", 10)
+    encoder(KINDS[0]).encode([document("too large for any room")], cache=tmp_path)
+    assert len(_cached(tmp_path)) == 3
