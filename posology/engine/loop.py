@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from posology import console
-from posology.engine.activations import Activations, Kept, answers, frozen_layers
+from posology.engine.activations import Activations, Kept, answers, frozen_layers, widened
 from posology.engine.batch import cut
 from posology.engine.checkpoint import Checkpoint, generators, restore_generators, untouched_generators
 from posology.engine.encode import Encoded
@@ -147,13 +147,12 @@ def backward(
     adapted.module.train()
     scale = training.scale(documents)
     total, tokens, layer = 0.0, 0, frozen_layers(adapted)
-    if kept is not None:
-        token_budget = kept.widened(token_budget)
-    for group in cut(training.units(documents), token_budget, padded=adapted.layout == "padded"):
+    padded = adapted.layout == "padded"
+    for group in cut(training.units(documents), widened(adapted, layer, token_budget), padded=padded):
         batch = adapted.batch(group, precision.device)
         tokens += batch.tokens
         with precision.autocast():
-            given = answers(adapted, batch, layer) if kept is None else kept.answers(adapted, batch, group)
+            given = answers(adapted, batch, group, layer, token_budget, kept)
         loss = training.loss(given, batch) / scale
         loss.backward()
         total += loss.item()

@@ -33,7 +33,9 @@ class Recipe(BaseModel):
         pooling: what a sequence classifier reads: the `first` position, as in transformers, or the `mean` of all. `auto`
             is the first, but for the first K layers of a backbone the mean: its first position gathers the text in
             the last layers only.
-        dropout: of hidden states; the backbone's own where None.
+        dropout: of hidden states; the backbone's own where None. Layers below the first that is trained (`head`,
+            `top_layers`) have none where the engine runs them itself, in BERT, RoBERTa, ELECTRA and DistilBERT: they
+            give the same in every epoch, and are run once.
         attention_dropout: of attention probabilities, rounded to 1/256; the backbone's own where None.
         precision: `auto` takes bfloat16 where the hardware multiplies it natively.
         rank, alpha, adapter_dropout: of LoRA and its kin.
@@ -41,6 +43,12 @@ class Recipe(BaseModel):
         virtual_tokens: of prefix, prompt and p-tuning.
         encoder_width: hidden width of the p-tuning encoder.
         top_layers: adapt only the last so many layers; all where None.
+        backbone_dtype: in which a frozen backbone is held; weights that are trained always are in float32. `auto` is
+            bfloat16 for decoders such as Llama, whose weights are published in 16 bits, where products are bfloat16.
+        quantise: hold the matrices of a frozen backbone in 8 bits (rounded row by row) or 4 (NF4, as in
+            QLoRA); None for neither.
+        checkpointing: keep only what goes into each layer and compute the rest again in the backward pass: about a
+            third more work for a fraction of the activations' memory; the result is the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +76,9 @@ class Recipe(BaseModel):
     virtual_tokens: int = Field(default=10, ge=1)
     encoder_width: int = Field(default=128, ge=1)
     top_layers: int | None = Field(default=None, ge=1)
+    backbone_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantise: Literal["8bit", "4bit"] | None = None
+    checkpointing: bool = False
 
 
 _WIDEST_SMALL = 384
