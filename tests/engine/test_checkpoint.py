@@ -420,7 +420,7 @@ def test_other_settings_are_refused_by_name_and_fresh_starts_over(
 def test_other_data_and_versions_are_refused(
     cut_off: Path, backbone: Path, classification: PreparedTask, tagging: PreparedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from posology.engine import train as training
+    from posology.engine import run as training
 
     with pytest.raises(UserError, match=r"other settings: data; metric entity_f1, now macro_f1\."):
         train(classification, backbone, cut_off)

@@ -169,13 +169,13 @@ def test_the_last_layer_works_on_the_positions_that_a_head_reads(
 
 
 def test_only_what_is_written_out_is_taken_from_transformers() -> None:
-    written = {architecture: make(architecture, "lora", KINDS[0])._layers != [] for architecture in ARCHITECTURES}
+    written = {architecture: make(architecture, "lora", KINDS[0]).layers != [] for architecture in ARCHITECTURES}
     assert [name for name, own in written.items() if own] == ["bert", "roberta", "distilbert", "electra"]
     for method in METHODS:
-        assert bool(make("bert", method, KINDS[0])._layers) is (method != "dora")
+        assert bool(make("bert", method, KINDS[0]).layers) is (method != "dora")
     unusual = task_model("bert", KINDS[0])
     unusual.bert.encoder.layer[1].intermediate.intermediate_act_fn = torch.nn.SiLU()
-    assert adapt(unusual, "head", make_recipe("head"), KINDS[0])._layers == []
+    assert adapt(unusual, "head", make_recipe("head"), KINDS[0]).layers == []
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "ia3"])
