@@ -64,6 +64,7 @@ def train(
     seed: int = 42,
     max_seconds: float | None = None,
     evaluate_seconds: float | None = None,
+    max_memory: str | None = None,
     shots: int | None = None,
     overwrite: bool = False,
     fresh: bool = False,
@@ -84,6 +85,7 @@ def train(
         seed: of initialisation, order and dropout.
         max_seconds: stop training after so many seconds, evaluations excluded; a baseline tries no further setting.
         evaluate_seconds: evaluate after so many seconds of training too, not only after each epoch.
+        max_memory: such as 4GB; micro-batches are made so small that training probably stays below it.
         shots: train on so many documents per class, or per entity type.
         overwrite: replace `out`.
         fresh: start over, even where an interrupted run could be continued.
@@ -103,6 +105,7 @@ def train(
         seed=seed,
         max_seconds=max_seconds,
         evaluate_seconds=evaluate_seconds,
+        max_memory=max_memory,
         shots=shots,
         overwrite=overwrite,
         fresh=fresh,

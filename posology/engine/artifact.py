@@ -148,7 +148,9 @@ def _load_adapted(folder: Path, record: dict[str, Any], backbone: str | None) ->
     mean = record.get("pooling") == "mean"
     source = Source(str(folder), folder) if storage == "model" else _find_backbone(folder, record, backbone)
     precision = decide(recipe.precision)
-    base, _ = load_model(source, kind, outputs_of(kind, labels), recipe, mean=mean, tuned=storage == "model")
+    base, _ = load_model(
+        source, kind, outputs_of(kind, labels), recipe, mean=mean, tuned=storage == "model", method=method
+    )
     base.requires_grad_(False)
     # PEFT lists the names that heads have anywhere; those that this model lacks are not meant.
     head = tuple(name for name in record["head"] if hasattr(base, name.partition(".")[0]))

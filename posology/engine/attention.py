@@ -283,10 +283,10 @@ class _SegmentAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         plan = ctx.call.segments.plan(ctx.call.heads)
-        *rows, prefix_key, prefix_value = ctx.saved_tensors[:5]
+        *rows, prefix_key, prefix_value = (saved := ctx.saved_tensors)[:5]
         found = [torch.empty_like(rows[0]) for _ in range(3)]
         gathered = gradient.index_select(0, plan.gather)
-        prefixes = attend_backward(gathered, rows, (prefix_key, prefix_value), ctx.saved_tensors[5:], ctx.call, found)
+        prefixes = attend_backward(gathered, rows, (prefix_key, prefix_value), saved[5:], ctx.call, found)
         return (*(part.index_select(0, plan.scatter) for part in found), *prefixes, None)
 
 

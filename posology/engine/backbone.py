@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from posology.engine import quiet  # noqa: F401  (before transformers)
 
 # isort: split
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -26,7 +28,9 @@ from transformers import (
 from transformers.utils import logging
 
 from posology.catalog import Backbone, backbones, find
-from posology.engine.architectures import architecture_of
+from posology.engine import quantise
+from posology.engine.architectures import Architecture, architecture_of, matching
+from posology.engine.precision import backbone_dtype, decide
 from posology.engine.recipe import Recipe
 from posology.errors import UserError
 from posology.files import sha256
@@ -149,23 +153,45 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def prepare_config(
+    config: PreTrainedConfig, labels: Sequence[str], recipe: Recipe, *, mean: bool = False
+) -> PreTrainedConfig:
+    """A copy of a backbone's configuration for a task: outputs, dropout and pooling."""
+    config = copy.deepcopy(config)
+    config.num_labels = len(labels)
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
+    _set_dropout(config, recipe)
+    if config.pad_token_id is None:  # Llama: padding is masked, any id does
+        config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
+    if hasattr(config, "classifier_pooling") and (mean or recipe.pooling == "first"):
+        config.classifier_pooling = "mean" if mean else "cls"
+    if hasattr(config, "use_cache"):  # of keys and values, for generating text
+        config.use_cache = False
+    return config
+
+
 def load_model(
     source: Source,
     kind: str,
     labels: Sequence[str],
     recipe: Recipe,
     *,
+    method: str = "full",
     seed: int = 0,
     mean: bool = False,
     tuned: bool = False,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """A task model: the backbone's weights in float32 and a head.
+    """A task model: the backbone's weights and a head.
+
+    Weights that are trained are in float32. A frozen backbone is held as the recipe says (`backbone_dtype`,
+    `quantise`), and read tensor by tensor, so that no more than it and one tensor are in memory.
 
     Args:
         source: where the weights are.
         kind: of the task.
         labels: names of the outputs.
-        recipe: sets dropout and pooling.
+        recipe: sets dropout, pooling and how a frozen backbone is held.
+        method: a key of `METHODS`; says whether the backbone is frozen.
         seed: of the head, which is new even where the folder holds one for another task.
         mean: pool by the mean, for architectures whose configuration can say so (ModernBERT).
         tuned: the folder is a tuned model, whose head is kept.
@@ -174,43 +200,91 @@ def load_model(
         The model, and the names of modules outside the head that the checkpoint had no weights for.
 
     Raises:
-        UserError: weights that are missing, damaged or of another shape.
+        UserError: weights that are missing, damaged or of another shape, or that cannot be held as the recipe says.
     """
-    config = load_config(source)
-    config.num_labels = len(labels)
-    config.id2label, config.label2id = dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
-    _set_dropout(config, recipe)
-    if config.pad_token_id is None:  # Llama: padding is masked, any id does
-        config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
-    if hasattr(config, "classifier_pooling") and (mean or recipe.pooling == "first"):
-        config.classifier_pooling = "mean" if mean else "cls"
+    config = prepare_config(load_config(source), labels, recipe, mean=mean)
+    architecture, precision = architecture_of(config, source.family), decide(recipe.precision)
+    dtype = backbone_dtype(method, architecture, recipe, precision)
     torch.manual_seed(seed)
+    options: dict[str, Any] = {"dtype": dtype}
+    names: list[str] = []
+    if recipe.quantise is not None:
+        quantise.check(recipe.quantise, method, precision)
+        shapes = on_meta(config, kind)
+        names = quantise.matrices(shapes, shapes.base_model_prefix, architecture)
+        skip = [name for name, part in shapes.named_modules() if isinstance(part, torch.nn.Linear)]
+        products = torch.bfloat16 if precision.bf16 else torch.float32
+        options["quantization_config"] = quantise.configuration(recipe.quantise, products, set(skip) - set(names))
+        options["device_map"] = {"": precision.device}
     try:
         model, report = _AUTO[kind].from_pretrained(
             source.folder,
             config=config,
-            dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=not tuned,
             output_loading_info=True,
+            **options,
         )
     except MemoryError:
         raise
     except Exception as error:  # safetensors and transformers raise many kinds here
         raise _unloadable(source, f"{type(error).__name__}: {_first_line(error)}") from error
-    heads = tuple(f"{name}." for name in architecture_of(config).head[kind])
+    heads = tuple(f"{name}." for name in architecture.head[kind])
     wrong = [key for key, *_ in report["mismatched_keys"] if not key.startswith(heads)]
     if wrong:
         raise _unloadable(source, f"{wrong[0]} has another shape than config.json says")
     missing = set(report["missing_keys"])
     if tuned and missing:
         raise _unloadable(source, f"{min(missing)} is missing")
+    new = _new_modules(model, [key for key in missing if not key.startswith(heads)], source)
+    for name in (*architecture.head[kind], *new):
+        model.get_submodule(name).float()
+    quantise.settle(model, names)
     output = heads[-1]  # ModernBERT's checkpoints hold the first part of a head, but not its outputs
-    if not tuned and not any(key.startswith(output) for key in missing):
-        _draw_head(model, architecture_of(config).head[kind], seed)
-    return model, _new_modules(model, [key for key in missing if not key.startswith(heads)], source)
+    if not tuned and (dtype != torch.float32 or not any(key.startswith(output) for key in missing)):
+        _draw_head(model, architecture.head[kind], seed)
+    return model, new
+
+
+def on_meta(config: PreTrainedConfig, kind: str) -> PreTrainedModel:
+    """A task model that has shapes but no data."""
+    with torch.device("meta"):
+        model: PreTrainedModel = _AUTO[kind].from_config(config)
+    return model
+
+
+def checkpoint_layers(base: PreTrainedModel, architecture: Architecture) -> None:
+    """Lets training keep only what goes into each layer; the backward pass computes the rest of it again.
+
+    Args:
+        base: a task model that is ready for training, adapters included; changed in place.
+        architecture: of it.
+    """
+    path = architecture.layers.format(layer=r"\d+")
+    for name in matching(base, rf"{base.base_model_prefix}\.{path}"):
+        layer = base.get_submodule(name)
+        layer.forward = _computed_again(layer, layer.forward)
+
+
+def _computed_again(layer: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*given: Any, **named: Any) -> Any:
+        if not (layer.training and torch.is_grad_enabled()):
+            return forward(*given, **named)
+        feed = named.pop("prefix", None)
+        if feed is None:
+            return checkpoint(forward, *given, use_reentrant=False, **named)
+        # A prefix is handed out layer by layer, in their order: each time the layer runs it must get its own.
+        place = copy.copy(feed)
+        feed.take()
+
+        def with_prefix(*given: Any, **named: Any) -> Any:
+            return forward(*given, **named, prefix=copy.copy(place))
+
+        return checkpoint(with_prefix, *given, use_reentrant=False, **named)
+
+    return run
 
 
 def _draw_head(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
@@ -297,7 +371,7 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError("is no model: it has no config.json", "Give a folder that save_pretrained wrote", folder)
     if any(folder.glob("*.safetensors")):
-        return
+        return _check_shards(folder)
     pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
     if pickles:
         raise UserError(
@@ -306,6 +380,23 @@ def _check_folder(folder: Path) -> None:
             folder,
         )
     raise UserError("has no weights (*.safetensors)", "Copy model.safetensors beside config.json", folder)
+
+
+def _check_shards(folder: Path) -> None:
+    """Raises UserError where the index of a model in several files names one that is not there."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return
+    mend = "Fetch or copy the model again, all of its files"
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"cannot be read ({type(error).__name__})", mend, index) from error
+    lacking = sorted(name for name in files if not (folder / name).is_file())
+    if lacking:
+        raise UserError(
+            f"lacks {len(lacking)} of the {len(files)} files of its weights, such as {lacking[0]}", mend, folder
+        )
 
 
 def _config(folder: Path) -> Any:

@@ -169,7 +169,12 @@ def _of_backbone(recipe: Recipe) -> dict[str, Any]:
 def _member(run: Asked, overwrite: bool, results: dict[Path, dict[str, Any]], stopped: list[Path]) -> Member:
     """A run, loaded and ready to train; its result goes into `results` when it leaves."""
     source, task = resolve(run.backbone), PreparedTask.open(run.data)
-    budget = {"max_seconds": run.max_seconds, "evaluate_seconds": run.evaluate_seconds, "shots": run.shots}
+    budget = {
+        "max_seconds": run.max_seconds,
+        "evaluate_seconds": run.evaluate_seconds,
+        "max_memory": None,
+        "shots": run.shots,
+    }
     asked = {"recipe_name": run.recipe, "seed": run.seed, "budget": budget}
     recipe = _recipe(run, source)
     opened = Run(task, source, run.method, recipe, run.out, asked, overwrite=overwrite)

@@ -38,6 +38,7 @@ class Predictor(Model):
         labels: classes, or entity types.
         precision: device and type of its products.
         text_pair: whether it was trained on pairs of texts.
+        token_budget: pieces that one forward pass may hold.
         units: `("word",)`, or `("word", "piece")` for a tagger that was trained on every piece.
     """
 
@@ -47,6 +48,7 @@ class Predictor(Model):
     precision: Precision
     text_pair: bool = False
     units: tuple[str, ...] = ("word",)
+    token_budget: int = TOKEN_BUDGET
 
     @property
     def kind(self) -> str:
@@ -131,7 +133,9 @@ def run(
         predictor.adapted.module.eval()
     units = [[window] for own in encoded.windows for window in own]
     padded = first.adapted.layout == "padded"
-    budget = TOKEN_BUDGET if kept is None else widened(first.adapted, kept.layer, TOKEN_BUDGET)
+    budget = min(predictor.token_budget for predictor in predictors)
+    if kept is not None:
+        budget = widened(first.adapted, kept.layer, budget)
     with first.precision.autocast():
         for group in cut(units, budget, padded=padded):
             batch = first.adapted.batch(group, first.precision.device)

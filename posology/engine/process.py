@@ -1,8 +1,9 @@
 """What PyTorch on a CPU leaves to its environment, set before it is imported; what the user has set stays.
 
-- Threads of OpenMP wait for each other by spinning. With another process on the same cores each wait lasts until the
-  operating system takes the core away: a training at 80 examples/s on two cores fell to 4 beside three busy
-  processes, and to 33 where threads sleep instead (docs/LOG.md). They sleep.
+- Threads of OpenMP wait for each other by spinning, which is best on a machine of their own (by a quarter, for small
+  models). With another process on the same cores each wait lasts until the operating system takes the core away: a
+  training at 80 examples/s on two cores fell to 4 beside three busy processes, and to 33 where threads sleep
+  (docs/LOG.md). They sleep where the machine is busy when the process starts.
 - glibc gives the memory of large tensors back and asks for it again, page by page, in every step. It keeps it.
 """
 
@@ -15,9 +16,20 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, see malloc.h
 _KEPT_BYTES = 2**30
 
 
+_IDLE = 0.25
+"""Load by processor, over the last minute, below which a machine counts as free."""
+
+
+def _busy() -> bool:
+    try:
+        return os.getloadavg()[0] > _IDLE * (os.cpu_count() or 1)
+    except (OSError, AttributeError):  # not known here
+        return False
+
+
 def prepare() -> None:
     """Sets both, where nobody has set them."""
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if "OMP_WAIT_POLICY" not in os.environ and _busy():
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         try:

@@ -10,6 +10,7 @@ first run, then as many of the second, and so on. Adapters are stacked, so that 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ class Projection:
         self._linears = [linear for linear, _ in pairs]
         self.inputs = self._linears[0].in_features
         self.adapters = [[adapter for _, adapter in pairs]]
-        ends = torch.tensor([linear.out_features for linear in self._linears]).cumsum(0).tolist()
+        ends = list(itertools.accumulate(linear.out_features for linear in self._linears))
         self._outputs = [slice(end - linear.out_features, end) for end, linear in zip(ends, self._linears, strict=True)]
         self._weights: dict[torch.dtype, tuple[Any, torch.Tensor, torch.Tensor | None]] = {}
         self._stacks: list[_Stack] = []

@@ -13,9 +13,10 @@ from posology.corpus.document import Document
 from posology.engine import artifact as artifacts
 from posology.engine.activations import Activations, frozen_layers
 from posology.engine.architectures import architecture_of
-from posology.engine.backbone import Source, load_config, load_model, load_tokenizer
+from posology.engine.backbone import Source, checkpoint_layers, load_config, load_model, load_tokenizer
 from posology.engine.decode import word_tags
 from posology.engine.encode import Encoded, Encoder
+from posology.engine.memory import Rehearsal, readable, resident_bytes, tokens_that_fit
 from posology.engine.methods import VIRTUAL, adapt, check
 from posology.engine.model import Model
 from posology.engine.precision import decide
@@ -67,6 +68,7 @@ class Run:
     ):
         self.task, self.source, self.recipe, self.out = task, source, recipe, out
         self._asked, self._overwrite = asked, overwrite
+        self._before = resident_bytes()
         self.predictor = build(task, source, method, recipe, asked["seed"])
         artifacts.check_writable(out, self.predictor.adapted)
         self.activations = None
@@ -107,6 +109,7 @@ class Run:
 
     def read(self) -> None:
         """Reads and tokenises the documents of training and validation."""
+        before = resident_bytes()
         task, encoder = self.task, self.predictor.encoder
         training, validation = training_documents(task, self._asked["budget"]["shots"], self._asked["seed"])
         self._paired = any(document.text_pair is not None for document in training)
@@ -118,6 +121,33 @@ class Run:
             f"{self.encoded.coverage:.1%} of them read in {sum(map(len, self.encoded.windows)):,} windows of up to "
             f"{encoder.max_length}"
         )
+        self._before += resident_bytes() - before
+
+    def tokens(self) -> int | None:
+        """Pieces of a micro-batch that fit into the memory asked for; None where none is.
+
+        Raises:
+            UserError: not even one text does.
+        """
+        limit = self._asked["budget"].get("max_memory")
+        if limit is None:
+            return None
+        adapted, precision = self.predictor.adapted, self.predictor.precision
+        rehearsal = Rehearsal(
+            load_config(self.source),
+            adapted.method,
+            self.recipe,
+            self.task.kind,
+            precision,
+            outputs=adapted.base.config.num_labels,
+            family=self.source.family,
+            mean=adapted.pooling == "mean",
+        )
+        process = self._before if precision.device.type == "cpu" else 0
+        tokens, memory = tokens_that_fit(rehearsal, self.encoded, limit, seed=self._asked["seed"], process=process)
+        console.say(f"about {readable(memory.peak)} of {readable(limit)}: {tokens:,} pieces at a time")
+        self.predictor.token_budget = min(self.predictor.token_budget, 2 * tokens)
+        return tokens
 
     def validate(self) -> dict[str, float]:
         """Every metric of the model as it is, on validation."""
@@ -160,7 +190,9 @@ def build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed:
     mean = recipe.pooling == "mean" or (recipe.pooling == "auto" and source.layers is not None)
     virtual_tokens = recipe.virtual_tokens if method in VIRTUAL else 0
     encoder = Encoder(load_tokenizer(source), config, recipe, task.kind, virtual_tokens)
-    base, new_modules = load_model(source, task.kind, outputs_of(task.kind, task.labels), recipe, seed=seed, mean=mean)
+    base, new_modules = load_model(
+        source, task.kind, outputs_of(task.kind, task.labels), recipe, seed=seed, mean=mean, method=method
+    )
     if new_modules:
         console.say(f"the backbone has no weights for {', '.join(new_modules)}: trained beside the head")
     adapted = adapt(
@@ -173,6 +205,8 @@ def build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed:
         attention=precision.attention,
         mean=mean or getattr(base.config, "classifier_pooling", "") == "mean",
     )
+    if recipe.checkpointing:
+        checkpoint_layers(base, adapted.architecture)
     adapted.module.to(precision.device)
     return Predictor(adapted, encoder, task.labels, precision, units=units_of(task.unit))
 

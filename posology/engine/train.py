@@ -17,6 +17,7 @@ from posology.engine.backbone import load_config, resolve
 from posology.engine.baselines import BASELINES
 from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint, left_behind
 from posology.engine.loop import fit
+from posology.engine.memory import parse_bytes
 from posology.engine.methods import check_method
 from posology.engine.recipe import make_recipe
 from posology.engine.record import scoring, summary, task_record, versions
@@ -41,6 +42,7 @@ def train(
     seed: int = 42,
     max_seconds: float | None = None,
     evaluate_seconds: float | None = None,
+    max_memory: int | str | None = None,
     shots: int | None = None,
     overwrite: bool = False,
     fresh: bool = False,
@@ -69,6 +71,8 @@ def train(
             rate falls to zero by then; a baseline tries no further setting after it.
         evaluate_seconds: evaluate after so many seconds of training too, not only after each epoch. Patience counts in
             epochs all the same. Baselines have none.
+        max_memory: bytes, or such as "4GB": micro-batches are made so small that the process probably stays below it. No
+            result changes by that but for rounding. Baselines have none.
         shots: train on so many documents per class (or per entity type), drawn by `seed`.
         overwrite: replace an existing folder. One that an interrupted run left needs it not.
         fresh: start over where there is a checkpoint.
@@ -92,7 +96,13 @@ def train(
     check_free(out, marker=artifacts.RECORD, overwrite=overwrite)
     task = PreparedTask.open(data)
     check_method(method)
-    budget = {"max_seconds": max_seconds, "evaluate_seconds": evaluate_seconds, "shots": shots}
+    limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+    budget = {
+        "max_seconds": max_seconds,
+        "evaluate_seconds": evaluate_seconds,
+        "max_memory": limit,
+        "shots": shots,
+    }
     asked = {"recipe_name": recipe, "seed": seed, "budget": budget}
     with interruptible():
         if method in BASELINES:
@@ -119,6 +129,7 @@ def train(
                 metric=task.metric,
                 budget=run.budget,
                 checkpoint=checkpoint,
+                token_budget=run.tokens(),
                 activations=run.activations,
             )
             return run.finish(result)
