@@ -214,10 +214,9 @@ class Projection:
         trained = any(weight.requires_grad for weight in own)
         state = None if trained else [(weight.data_ptr(), weight._version) for weight in own]
         if dtype not in self._weights or (anew and trained) or self._weights[dtype][0] != state:
-            with torch.no_grad():
-                weight = torch.cat([linear.weight.to(dtype) for linear in self._linears])
-                biases = [linear.bias for linear in self._linears if linear.bias is not None]
-                bias = torch.cat([bias.to(dtype) for bias in biases]) if biases else None
+            weight = _joined([linear.weight for linear in self._linears], dtype)
+            biases = [linear.bias for linear in self._linears if linear.bias is not None]
+            bias = _joined(biases, dtype) if biases else None
             self._weights[dtype] = (state, weight, bias)
         return self._weights[dtype][1:]
 
@@ -271,6 +270,13 @@ class Projection:
                 found[linear.weight] = own.to(linear.weight.dtype)
             if linear.bias is not None and linear.bias.requires_grad:
                 found[linear.bias] = gradient[:, outputs].sum(0, dtype=torch.float32).to(linear.bias.dtype)
+
+
+@torch.no_grad()
+def _joined(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Side by side in a type; one alone in its own type is not copied."""
+    parts = [weight.detach().to(dtype) for weight in weights]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _alike(loras: Sequence[Lora | None]) -> list[slice]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
@@ -251,11 +249,15 @@ def make_trainer(
 class PeerTraining:
     """A Trainer that takes one step each time it is told to.
 
+    What its own loop does in a step is done here with its own methods, without callbacks and logging. In a thread of its
+    own the loop itself could wait for its turn; but OpenMP keeps other threads for each thread of a program, and where
+    these are more than processors it lets them all sleep between products: all sides lost by that, ours the most.
+
     Args:
         setting: model and recipe.
         flags: of Trainer.
         rows: tokenised documents.
-        plan: its batches, each positions in `rows`; `run` is to be called once for each, or `close` before that.
+        plan: its batches, each positions in `rows`; `run` may be called once for each.
 
     Attributes:
         losses: of each step.
@@ -263,62 +265,27 @@ class PeerTraining:
 
     def __init__(self, setting: Setting, flags: Flags, rows: Rows, plan: Sequence[np.ndarray]):
         self.flags = flags
-        self.losses: list[float] = []
-        self._threads = torch.get_num_threads()
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._stop = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._train, args=(setting, rows, plan), daemon=True)
-        self._thread.start()
-        self._wait()
+        self._folder = tempfile.TemporaryDirectory()
+        self._trainer = make_trainer(setting, flags, rows, self._folder.name, plan)
+        self.losses: list[float] = self._trainer.losses
+        self._trainer.current_gradient_accumulation_steps = 1
+        self._model, loader = self._trainer._prepare_for_training(len(plan), self._trainer.get_train_dataloader(), None)
+        self._batches = iter(loader)
 
     def run(self) -> None:
         """The next step."""
-        self._go.release()
-        self._wait()
+        trainer = self._trainer
+        (inputs,), items = trainer.get_batch_samples(self._batches, 1, trainer.args.device)
+        trainer.training_step(self._model, inputs, items)
+        trainer._clip_grad_norm(self._model)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        self._model.zero_grad()
 
     def close(self) -> None:
-        """Ends the training, after its last step or before."""
-        self._stop = True
-        self._go.release()
-        self._thread.join()
-
-    def _wait(self) -> None:
-        self._done.acquire()
-        if self._error is not None:
-            raise self._error
-
-    def _train(self, setting: Setting, rows: Rows, plan: Sequence[np.ndarray]) -> None:
-        try:
-            torch.set_num_threads(self._threads)
-            with tempfile.TemporaryDirectory() as folder:
-                trainer = make_trainer(setting, self.flags, rows, folder, plan)
-                self.losses = trainer.losses
-                trainer.add_callback(_HandOver(self))
-                trainer.train()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._done.release()
-
-    def _hand_over(self, control: Any) -> None:
-        self._done.release()
-        self._go.acquire()
-        if self._stop:
-            control.should_training_stop = True
-
-
-class _HandOver(TrainerCallback):
-    """Waits for the next turn before the first step and after each."""
-
-    def __init__(self, owner: PeerTraining):
-        self._owner = owner
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._owner._hand_over(control)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._owner._hand_over(control)
+        """Gives its memory back."""
+        self._folder.cleanup()
+        del self._trainer, self._model, self._batches
 
 
 def train_whole(setting: Setting, flags: Flags, rows: Rows) -> tuple[Any, float]:
