@@ -106,7 +106,8 @@ class _Norm:
         if mine is None:
             # A copy even in float32: what is added to the residual later must not change it.
             return to_total.to(dtype, copy=True), to_total
-        return mine.to(dtype).mul_(to_total).mul_(256 / (256 - dropped)), to_total
+        nothing = to_total.new_zeros(1)
+        return torch.addcmul(nothing, to_total, mine, value=256 / (256 - dropped)).to(dtype), to_total
 
     def _dropped(self, training: bool) -> int:
         return in_bytes(getattr(self._dropout, "p", 0.0)) if training else 0

@@ -84,9 +84,10 @@ class _Stack(NamedTuple):
         place: which map of the projection it is.
         outputs: which outputs of the projection the map makes.
         runs: which runs.
-        down: (runs, rank, inputs), `up` (runs, outputs, rank), times the scaling; lower ranks are filled up with zeros.
+        down: (runs, rank, inputs), times what kept inputs are multiplied by; lower ranks are filled up with zeros.
+        up: (runs, outputs, rank), times the scaling.
         drops: 256ths by run, (runs, 1, 1), or one number for all.
-        scale: what is kept is multiplied by this, of the same shape.
+        scales: what kept inputs are multiplied by, by run.
     """
 
     place: int
@@ -95,7 +96,7 @@ class _Stack(NamedTuple):
     down: torch.Tensor
     up: torch.Tensor
     drops: int | torch.Tensor
-    scale: float | torch.Tensor
+    scales: list[float]
 
 
 class Projection:
@@ -152,7 +153,7 @@ class Projection:
             read, mine = given.view(runs, -1, given.shape[1])[stack.runs], None
             if not isinstance(stack.drops, int) or stack.drops:
                 mine = kept(read.shape, stack.drops, read.device)
-                read = _dropped(read, mine, stack.scale)
+                read = mine.to(read.dtype).mul_(read)
             low = torch.bmm(read, stack.down.transpose(1, 2))
             by_run[stack.runs, :, stack.outputs].baddbmm_(low, stack.up.transpose(1, 2))
             tape += [mine, low]
@@ -189,13 +190,12 @@ class Projection:
             own = by_run[stack.runs, :, stack.outputs]
             to_low = torch.bmm(own, stack.up)
             read = scaled.view(runs, -1, scaled.shape[1])[stack.runs]
-            read = read if mine is None else _dropped(read, mine, stack.scale)
-            self._lora_gradients(
-                stack, torch.bmm(to_low.transpose(1, 2), read), torch.bmm(own.transpose(1, 2), low), found
-            )
+            read = read if mine is None else mine.to(read.dtype).mul_(read)
+            to_up = torch.bmm(low.transpose(1, 2), own)  # four times faster than its transpose
+            self._lora_gradients(stack, torch.bmm(to_low.transpose(1, 2), read), to_up, found)
             if to_input is not None and onwards:
                 to_read = torch.bmm(to_low, stack.down)
-                to_read = to_read if mine is None else _dropped(to_read, mine, stack.scale)
+                to_read = to_read if mine is None else to_read.mul_(mine)
                 to_input.view(runs, -1, to_input.shape[1])[stack.runs].add_(to_read)
         self._own_gradients(gradient, scaled, found)
         if of_inputs is not None:
@@ -233,8 +233,8 @@ class Projection:
         for run, own in enumerate(self.adapters[stack.runs]):
             if (lora := own[stack.place].lora) is not None and lora.down.requires_grad:
                 rank = lora.down.shape[0]
-                found[lora.down] = down[run, :rank].to(lora.down.dtype)
-                found[lora.up] = up[run, :, :rank].to(lora.up.dtype).mul_(lora.scaling)
+                found[lora.down] = down[run, :rank].to(lora.down.dtype, copy=True).mul_(stack.scales[run])
+                found[lora.up] = up[run, :rank].t().to(lora.up.dtype, copy=True).mul_(lora.scaling)
 
     def _factors(self, dtype: torch.dtype, device: torch.device, of_inputs: bool) -> torch.Tensor | None:
         """IA3's factors of all runs, (runs, 1, inputs or outputs); None where no run has some."""
@@ -303,17 +303,12 @@ def _stack(
     rank, device = max(lora.down.shape[0] for lora in own), own[0].down.device
     down = torch.zeros(len(own), rank, own[0].down.shape[1], dtype=dtype, device=device)
     up = torch.zeros(len(own), own[0].up.shape[0], rank, dtype=dtype, device=device)
-    drops = []
+    drops = [in_bytes(getattr(lora.dropout, "p", 0.0)) if training else 0 for lora in own]
+    scales = [256 / (256 - dropped) for dropped in drops]
     for run, lora in enumerate(own):
-        down[run, : lora.down.shape[0]] = lora.down
+        down[run, : lora.down.shape[0]] = lora.down * scales[run]
         up[run, :, : lora.up.shape[1]] = lora.up * lora.scaling
-        drops.append(in_bytes(getattr(lora.dropout, "p", 0.0)) if training else 0)
     if len(set(drops)) == 1:
-        return _Stack(place, outputs, runs, down, up, drops[0], 256 / (256 - drops[0]))
-    scale = torch.tensor([256 / (256 - dropped) for dropped in drops], dtype=dtype, device=device)[:, None, None]
+        return _Stack(place, outputs, runs, down, up, drops[0], scales)
     by_run = torch.tensor(drops, dtype=torch.uint8, device=device)[:, None, None]
-    return _Stack(place, outputs, runs, down, up, by_run, scale)
-
-
-def _dropped(values: torch.Tensor, mine: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
-    return mine.to(values.dtype).mul_(values).mul_(scale)
+    return _Stack(place, outputs, runs, down, up, by_run, scales)

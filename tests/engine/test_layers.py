@@ -102,7 +102,7 @@ def test_adapters_drop_at_their_own_rates() -> None:
     lead.share(runs)
     stacks = lead.projections[0]._stack(torch.float64, True)
     assert [stack.drops.flatten().tolist() for stack in stacks] == [[0, 128]] * 2  # type: ignore[union-attr]
-    assert [stack.scale.flatten().tolist() for stack in stacks] == [[1.0, 2.0]] * 2  # type: ignore[union-attr]
+    assert [stack.scales for stack in stacks] == [[1.0, 2.0]] * 2
     assert [stack.drops for stack in lead.projections[0]._stack(torch.float64, False)] == [0, 0]
 
 
