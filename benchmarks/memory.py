@@ -77,10 +77,10 @@ def estimate(given: dict[str, Any]) -> dict[str, Any]:
     from posology.engine.backbone import load_config, load_tokenizer, resolve
     from posology.engine.encode import Encoder
     from posology.engine.memory import Rehearsal, heaviest
-    from posology.engine.methods import VIRTUAL
     from posology.engine.precision import decide
     from posology.engine.predictor import outputs_of
     from posology.engine.recipe import make_recipe
+    from posology.engine.virtual import VIRTUAL
     from posology.tasks.prepared import PreparedTask
 
     task, source = PreparedTask.open(given["data"]), resolve(given["backbone"])

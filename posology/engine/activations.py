@@ -29,9 +29,9 @@ import numpy as np
 import torch
 
 from posology import console
+from posology.engine.adapted import Adapted
 from posology.engine.batch import Batch, cut
 from posology.engine.encode import Encoded, Window
-from posology.engine.methods import Adapted
 from posology.engine.precision import Precision
 from posology.errors import UserError
 from posology.files import check_space, check_writable, staged_file

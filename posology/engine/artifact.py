@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from posology import files
+from posology.engine.adapted import Adapted
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, load_model, load_tokenizer, resolve
 from posology.engine.baselines import BASELINES, load_baseline
 from posology.engine.card import model_card
 from posology.engine.encode import Encoder
-from posology.engine.methods import METHODS, TASK_TYPES, Adapted, finish, pooling_of
+from posology.engine.methods import METHODS, TASK_TYPES, finish, pooling_of
 from posology.engine.model import BaselineModel, Model
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of, units_of

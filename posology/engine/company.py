@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from posology import console
+from posology.engine.adapted import Adapted
 from posology.engine.attention import Segments
 from posology.engine.batch import Batch, pack
 from posology.engine.checkpoint import untouched_generators
 from posology.engine.encode import Window
-from posology.engine.methods import Adapted
 from posology.engine.packed import Row
 from posology.engine.precision import Precision
 from posology.engine.stopping import Stop

@@ -11,10 +11,10 @@ import torch
 
 from posology import console
 from posology.engine.activations import Activations, Kept, answers, frozen_layers, widened
+from posology.engine.adapted import Adapted
 from posology.engine.batch import cut
 from posology.engine.checkpoint import Checkpoint, generators, restore_generators, untouched_generators
 from posology.engine.encode import Encoded
-from posology.engine.methods import Adapted
 from posology.engine.precision import Precision
 from posology.engine.recipe import Recipe
 from posology.engine.stopping import Stop

@@ -28,12 +28,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from posology.engine import quantise
+from posology.engine.adapted import Adapted
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import checkpoint_layers, on_meta, prepare_config
 from posology.engine.batch import batches, cut
 from posology.engine.encode import Encoded, Window
 from posology.engine.loop import TOKEN_BUDGET
-from posology.engine.methods import Adapted, adapt
+from posology.engine.methods import adapt
 from posology.engine.precision import CACHED_PRODUCTS, Precision, backbone_dtype
 from posology.engine.predictor import TOKEN_BUDGET as PREDICTION_BUDGET
 from posology.engine.recipe import Recipe

@@ -13,14 +13,15 @@ from torch import nn
 from posology import console
 from posology.corpus.document import Document
 from posology.engine.activations import Kept, widened
+from posology.engine.adapted import Adapted
 from posology.engine.batch import Batch, cut
 from posology.engine.decode import tags_of
 from posology.engine.encode import Encoded, Encoder
 from posology.engine.layers import write_out
-from posology.engine.methods import VIRTUAL, Adapted
 from posology.engine.model import Answers, Model
 from posology.engine.precision import Precision
 from posology.engine.quantise import QuantisedLinear
+from posology.engine.virtual import VIRTUAL
 from posology.errors import UserError
 
 TOKEN_BUDGET = 2048

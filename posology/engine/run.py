@@ -17,13 +17,14 @@ from posology.engine.backbone import Source, checkpoint_layers, load_config, loa
 from posology.engine.decode import word_tags
 from posology.engine.encode import Encoded, Encoder
 from posology.engine.memory import Rehearsal, readable, resident_bytes, tokens_that_fit
-from posology.engine.methods import VIRTUAL, adapt, check
+from posology.engine.methods import adapt, check
 from posology.engine.model import Model
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of, units_of
 from posology.engine.recipe import Recipe
 from posology.engine.record import adapted_record, scoring, summary, task_record, training_record, versions
 from posology.engine.training import Budget, Fit
+from posology.engine.virtual import VIRTUAL
 from posology.errors import Interrupted, UserError
 from posology.evaluation.statistics import clean
 from posology.tasks.prepared import PreparedTask

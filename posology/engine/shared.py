@@ -16,8 +16,9 @@ from torch import nn
 
 from posology.corpus.document import Document
 from posology.corpus.tags import words_of
+from posology.engine.adapted import Adapted
 from posology.engine.encode import Encoded
-from posology.engine.methods import Adapted, poolers
+from posology.engine.methods import poolers
 from posology.engine.model import Answers, Model
 from posology.engine.predictor import Predictor, run
 

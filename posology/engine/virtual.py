@@ -27,6 +27,8 @@ from transformers.masking_utils import eager_mask
 from posology.engine.architectures import Architecture, matching
 
 PREFIX_ATTENTION = "posology_prefix"
+VIRTUAL = ("prefix", "prompt", "p-tuning")
+"""Methods that train virtual tokens."""
 
 
 class PrefixFeed:

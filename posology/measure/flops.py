@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from posology.engine.methods import VIRTUAL, Adapted
+from posology.engine.adapted import Adapted
+from posology.engine.virtual import VIRTUAL
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from posology.corpus.document import Document, Span
 from posology.corpus.tags import words_of
 from posology.engine import activations, loop
 from posology.engine.activations import Activations, frozen_layers
+from posology.engine.adapted import Adapted
 from posology.engine.artifact import read_record
 from posology.engine.checkpoint import folder_of
 from posology.engine.encode import Encoded, Encoder
 from posology.engine.loop import backward, fit, make_training
-from posology.engine.methods import Adapted, adapt
+from posology.engine.methods import adapt
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of
 from posology.engine.recipe import Recipe, make_recipe

@@ -16,10 +16,11 @@ from huggingface_hub import constants
 from transformers import AutoModel
 
 from posology.catalog import backbones, find
+from posology.engine.adapted import Adapted
 from posology.engine.backbone import checkpoint_layers, fetch, load_config, load_model, load_tokenizer, resolve
 from posology.engine.encode import Window
 from posology.engine.memory import resident_bytes
-from posology.engine.methods import Adapted, adapt
+from posology.engine.methods import adapt
 from posology.engine.recipe import make_recipe
 from posology.errors import UserError
 from tests.engine.tiny import ARCHITECTURES, KINDS, ragged, save_backbone, task_model

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from posology.corpus.document import Document, Span
 from posology.corpus.tags import words_of
+from posology.engine.adapted import Adapted
 from posology.engine.company import Company, Member, dealt
 from posology.engine.encode import Encoder
 from posology.engine.loop import fit, make_training
-from posology.engine.methods import Adapted, adapt
+from posology.engine.methods import adapt
 from posology.engine.precision import decide
 from posology.engine.recipe import make_recipe
 from posology.engine.run import targets

@@ -14,13 +14,15 @@ from torch.nn import functional
 
 import posology
 from posology.corpus.tags import words_of
+from posology.engine.adapted import Adapted
 from posology.engine.attention import Segments, segment_attention
 from posology.engine.batch import cut, pack
 from posology.engine.dropout import kept
 from posology.engine.encode import Window
-from posology.engine.methods import METHODS, VIRTUAL, Adapted, adapt
+from posology.engine.methods import METHODS, adapt
 from posology.engine.projection import Projection
 from posology.engine.recipe import make_recipe
+from posology.engine.virtual import VIRTUAL
 from posology.tasks.prepared import PreparedTask
 from tests.engine.tiny import ARCHITECTURES, KINDS, VOCABULARY, task_model
 

@@ -12,9 +12,10 @@ import torch
 import posology
 from posology.engine import artifact as artifacts
 from posology.engine import quantise
+from posology.engine.adapted import Adapted
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import load_model, resolve
-from posology.engine.methods import Adapted, adapt
+from posology.engine.methods import adapt
 from posology.engine.precision import Precision, decide
 from posology.engine.recipe import make_recipe
 from posology.errors import UserError
