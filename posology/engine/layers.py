@@ -167,7 +167,6 @@ class Layer:
         """
         for place, own in enumerate(self.projections):
             own.adapters = [run.projections[place].adapters[0] for run in runs]
-            own.forget()
         self._parameters = []
 
     def adopt(self, other: Layer) -> None:

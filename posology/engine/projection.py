@@ -126,10 +126,6 @@ class Projection:
             own.weight, own.bias = theirs.weight, theirs.bias
         self._weights = other._weights
 
-    def forget(self) -> None:
-        """Drops what was made of frozen weights, after changes that they do not count themselves (through `.data`)."""
-        self._weights.clear()
-
     def parameters(self) -> list[nn.Parameter]:
         """All that belong to it, adapters of every run included."""
         found: list[nn.Parameter] = [weight for linear in self._linears for weight in linear.parameters()]
