@@ -102,7 +102,7 @@ def test_this_installation_has_its_core_libraries() -> None:
     libraries, extras, problems = doctor._installation()
     assert not problems
     assert {"torch", "transformers", "peft", "polars"} <= set(libraries)
-    assert {"ray", "serve", "export", "hub", "track", "demo", "dev"} == set(extras)
+    assert {"ray", "serve", "export", "hub", "quantise", "track", "demo", "dev"} == set(extras)
 
 
 def test_little_memory_little_disk_and_no_model_are_problems(found: dict[str, Any]) -> None:
