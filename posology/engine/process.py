@@ -14,7 +14,8 @@ import os
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, see malloc.h
 _KEPT_BYTES = 2**30
-
+_USUAL_BYTES = 2**25, 2**26
+"""The thresholds at which glibc's own adjustment ends in a program with large tensors (DEFAULT_MMAP_THRESHOLD_MAX)."""
 
 _IDLE = 0.25
 """Load by processor, over the last minute, below which a machine counts as free."""
@@ -31,10 +32,16 @@ def prepare() -> None:
     """Sets both, where nobody has set them."""
     if "OMP_WAIT_POLICY" not in os.environ and _busy():
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        try:
-            tune = ctypes.CDLL(None).mallopt
-        except (OSError, TypeError, AttributeError):  # not glibc
-            return
-        tune(_MMAP_THRESHOLD, _KEPT_BYTES)
-        tune(_TRIM_THRESHOLD, _KEPT_BYTES)
+    keep_memory(True)
+
+
+def keep_memory(kept: bool) -> None:
+    """Whether memory that was freed is kept for later, or treated as glibc does; as it is, where the user has set it."""
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # not glibc
+        return
+    for threshold, usual in zip((_MMAP_THRESHOLD, _TRIM_THRESHOLD), _USUAL_BYTES, strict=True):
+        tune(threshold, _KEPT_BYTES if kept else usual)

@@ -29,7 +29,7 @@ from posology.engine.train import train
 from posology.errors import UserError
 from posology.measure import memory
 from posology.measure.flops import cost_of
-from posology.measure.rounds import interleave, peaks_of, rates, ratios, spread, timed
+from posology.measure.rounds import as_alone, interleave, peaks_of, rates, ratios, spread, timed
 from posology.measure.setting import Setting, make_setting
 from posology.measure.trainer import Rows, check_peer, tokenise
 from posology.tasks.prepared import SPLITS, write_prepared
@@ -118,7 +118,9 @@ def _measure(
     answers: dict[str, Labels] = {name: run(texts) for name, run in runs.items()}  # and everything is warm
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     peaks, measure_peaks = peaks_of(matrix_peak, ours.predictor.precision.device.type)
-    seconds = interleave({name: _call(run, texts) for name, run in runs.items()}, repeats, measure_peaks)
+    sides = {name: _call(run, texts) for name, run in runs.items()}
+    sides = {name: side if name == "ours" else as_alone(side) for name, side in sides.items()}
+    seconds = interleave(sides, repeats, measure_peaks)
     encoded = ours.predictor.encoder.encode(texts)
     lengths = np.array([len(windows[0].ids) for windows in encoded.windows])
     work = cost_of(ours.predictor.adapted).predicting(lengths) / 1e9
@@ -301,8 +303,8 @@ def _best(setting: Setting, artifact: Path, texts: list[Document]) -> tuple[Sort
     trial = texts[: 4 * _BATCH]
     for run in runs:
         run(trial[:_BATCH])
-    times = [timed(_call(run, trial)) for run in runs]
-    times = [min(first, timed(_call(run, trial))) for first, run in zip(times, runs, strict=True)]
+    times = [timed(as_alone(_call(run, trial))) for run in runs]
+    times = [min(first, timed(as_alone(_call(run, trial)))) for first, run in zip(times, runs, strict=True)]
     tried = [
         {**dataclasses.asdict(run.flags), "examples_per_second": len(trial) / seconds}
         for run, seconds in zip(runs, times, strict=True)

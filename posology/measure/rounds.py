@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from posology import console
+from posology.engine.process import keep_memory
 
 
 def interleave(
@@ -31,6 +32,19 @@ def interleave(
                     seconds[name][number] += timed(run)
                 advance()
     return seconds
+
+
+def as_alone(run: Callable[[], None]) -> Callable[[], None]:
+    """A peer's turn, under the memory settings that it would have in a process of its own."""
+
+    def turn() -> None:
+        keep_memory(False)
+        try:
+            run()
+        finally:
+            keep_memory(True)
+
+    return turn
 
 
 def peaks_of(matrix_peak: Callable[[str, str], float], device: str) -> tuple[dict[str, float], Callable[[], None]]:

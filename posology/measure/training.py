@@ -21,7 +21,7 @@ from posology.errors import UserError
 from posology.measure import memory
 from posology.measure.flops import cost_of
 from posology.measure.ours import OurTraining
-from posology.measure.rounds import interleave, peaks_of, rates, ratios, spread, timed
+from posology.measure.rounds import as_alone, interleave, peaks_of, rates, ratios, spread, timed
 from posology.measure.setting import Plan, Setting, make_plan, make_setting
 from posology.measure.trainer import (
     AS_PAPER,
@@ -90,7 +90,7 @@ def bench_train(
     turns = (batch for batches in plan.rounds for batch in batches)
     sides: dict[str, Callable[[], None]] = {
         "ours": lambda: ours.run([next(turns)]),
-        **{name: side.run for name, side in peers.items()},
+        **{name: as_alone(side.run) for name, side in peers.items()},
     }
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     peaks, measure_peaks = peaks_of(matrix_peak, precision.device.type)
@@ -165,8 +165,8 @@ def _best(setting: Setting, rows: Rows, plan: Plan) -> tuple[PeerTraining, list[
     ]
     for run in runs:
         run.run()
-    times = [timed(run.run) for run in runs]
-    times = [min(first, timed(run.run)) for first, run in zip(times, runs, strict=True)]
+    times = [timed(as_alone(run.run)) for run in runs]
+    times = [min(first, timed(as_alone(run.run))) for first, run in zip(times, runs, strict=True)]
     best = runs[int(np.argmin(times))]
     for run in runs:
         if run is not best:
