@@ -11,6 +11,7 @@ import numpy as np
 from posology import console
 from posology.corpus.document import Document
 from posology.engine import artifact as artifacts
+from posology.engine import predictions
 from posology.engine.activations import Activations, frozen_layers
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, checkpoint_layers, load_config, load_model, load_tokenizer
@@ -229,6 +230,7 @@ def test(
         answers = model.answer(task.documents("test"), "testing", unit=task.unit)
         record["test"] = model.evaluate(answers.documents, answers.logits)
         record["coverage"]["test"] = answers.coverage
+        predictions.write(out, model, answers.documents, answers.logits)
     except KeyboardInterrupt:
         raise Interrupted(f"{out} holds {state}, not scored on test") from None
     artifacts.update(out, record)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,20 +33,44 @@ def peak(prepare: Callable[..., Callable[[], None]], *arguments: Any) -> int | N
         return pool.submit(_measure, torch.get_num_threads(), prepare, arguments).result()
 
 
+def release() -> None:
+    """Gives memory that is free back to the system, so that it does not count as held."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class Watermark:
+    """The most memory that this process holds from now on, beyond what it holds now."""
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._before = 0
+        elif _CLEAR.exists():
+            release()
+            _CLEAR.write_text("5")  # the high-water mark starts anew (man 5 proc)
+            self._before = _status("VmRSS")
+
+    def peak(self) -> int | None:
+        """In bytes: of PyTorch's allocator on CUDA, else of resident memory; None where neither is known."""
+        if self._before is None:
+            return None
+        return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")) - self._before
+
+
 def _measure(threads: int, prepare: Callable[..., Callable[[], None]], arguments: tuple[Any, ...]) -> int:
     from posology import console
 
     console.QUIET = True
     torch.set_num_threads(threads)
     work = prepare(*arguments)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated()
-    _CLEAR.write_text("5")  # the high-water mark starts anew (man 5 proc)
-    before = _status("VmRSS")
+    memory = Watermark()
     work()
-    return _status("VmHWM") - before
+    peak = memory.peak()
+    assert peak is not None  # `peak` has seen that it is known here
+    return peak
 
 
 def _status(name: str) -> int:

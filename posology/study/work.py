@@ -1,0 +1,138 @@
+"""What a worker does with its jobs: trains them, one by one or in company, and says how it goes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from posology import console
+from posology.engine import artifact as artifacts
+from posology.engine.checkpoint import left_behind
+from posology.engine.many import train_many
+from posology.engine.record import summary
+from posology.engine.train import train
+from posology.errors import Interrupted, UserError
+from posology.measure.memory import Watermark
+from posology.study.executor import Event, Job
+
+Emit = Callable[[Event], None]
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """What `posology.train` returned for a job whose artifact is complete; None where it is not.
+
+    A run may be done without anybody having recorded it: whoever drove it was killed in between.
+    """
+    if not (job.out / artifacts.RECORD).is_file():
+        return None
+    try:
+        record = artifacts.read_record(job.out)
+    except UserError:
+        return None
+    return summary(job.out, record) if record["test"] is not None else None
+
+
+def carry_out_job(
+    job: Job, emit: Emit, stopped: Callable[[str], bool] = lambda key: False, worker: str | None = None
+) -> Event:
+    """Does one job in this process.
+
+    Args:
+        job: the run; continued where an earlier attempt left a checkpoint.
+        emit: is told that it began, and each evaluation.
+        stopped: whether a run is to end early, by its key; asked after each evaluation.
+        worker: the name of this worker in events.
+
+    Returns:
+        The event that ends it: `done` or `failed`.
+
+    Raises:
+        Interrupted: SIGTERM came; a checkpoint is kept.
+    """
+    if (result := finished(job)) is not None:
+        return Event(job.key, "done", result=result, worker=worker)
+    emit(Event(job.key, "running", worker=worker))
+
+    def watch(evaluation: dict[str, float]) -> bool:
+        emit(Event(job.key, "evaluated", worker=worker, evaluation=evaluation))
+        return stopped(job.key)
+
+    _clear(job.out)
+    memory = Watermark()
+    try:
+        result = train(**job.cell.arguments(), out=job.out, watch=watch)
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    except Exception as error:
+        return Event(job.key, "failed", problem=_problem(error), worker=worker)
+    return Event(job.key, "done", result=result, worker=worker, peak_memory=memory.peak())
+
+
+def carry_out_company(
+    jobs: Sequence[Job], emit: Emit, stopped: Callable[[str], bool] = lambda key: False, worker: str | None = None
+) -> None:
+    """Does jobs that can share a frozen backbone in company; all events go to `emit`, the last ones too.
+
+    Raises:
+        Interrupted: SIGTERM came; runs that were not done start over the next time.
+    """
+    waiting = []
+    for job in jobs:
+        if (result := finished(job)) is not None:
+            emit(Event(job.key, "done", result=result, worker=worker))
+        else:
+            waiting.append(job)
+    if len(waiting) < 2:
+        for job in waiting:
+            emit(carry_out_job(job, emit, stopped, worker))
+        return
+    for job in waiting:
+        emit(Event(job.key, "running", worker=worker))
+        _clear(job.out)
+    ended: set[int] = set()
+    memory = Watermark()
+
+    def watch(number: int, evaluation: dict[str, float]) -> bool:
+        emit(Event(waiting[number].key, "evaluated", worker=worker, evaluation=evaluation))
+        return stopped(waiting[number].key)
+
+    def done(number: int, result: dict[str, Any]) -> None:
+        ended.add(number)
+        key = waiting[number].key
+        if "failed" in result:
+            emit(Event(key, "failed", problem=result["failed"], worker=worker))
+        else:  # of the company as a whole: what one of its runs holds cannot be told apart
+            emit(Event(key, "done", result=result, worker=worker, peak_memory=memory.peak()))
+
+    try:
+        train_many(
+            [{**job.cell.model_dump(exclude={"task", "max_memory"}), "out": job.out} for job in waiting],
+            overwrite=True,
+            watch=watch,
+            done=done,
+        )
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    except Exception as error:
+        console.say(f"a company of {len(waiting)} runs failed ({_problem(error)}): those left train one by one")
+    for number, job in enumerate(waiting):
+        if number not in ended:
+            emit(carry_out_job(job, emit, stopped, worker))
+
+
+def _clear(out: Path) -> None:
+    """Removes what an attempt left that did not come to its test, unless `train` can go on from it."""
+    if out.is_dir() and (out / artifacts.RECORD).is_file() and not left_behind(out):
+        shutil.rmtree(out)
+
+
+def _problem(error: Exception) -> str:
+    """One sentence; of errors that are no user's, only the kind and the place, since their text may quote anything."""
+    if isinstance(error, UserError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {os.path.basename(frame.filename)}, line {frame.lineno}"
