@@ -1,7 +1,7 @@
 """Posology: the smallest, cheapest language model, adapted in the cheapest way, that does a clinical text task.
 
 The Python API mirrors the command line: `synthesise`, `prepare`, `train`, `train_many`, `evaluate`, `predict`, `load`,
-`PreparedTask`. Nothing heavy is imported until one of them is used.
+`PreparedTask`, `Study`, `Ledger`, `prescribe`. Nothing heavy is imported until one of them is used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from posology.engine.many import train_many
     from posology.engine.predict import predict
     from posology.engine.train import evaluate, train
+    from posology.study.ledger import Ledger
+    from posology.study.prescribe import prescribe
+    from posology.study.study import Study
     from posology.synthetic.command import synthesise
     from posology.tasks.generic import prepare
     from posology.tasks.prepared import PreparedTask
@@ -29,9 +32,25 @@ _HOMES = {
     "evaluate": "posology.engine.train",
     "predict": "posology.engine.predict",
     "load": "posology.engine.artifact",
+    "Study": "posology.study.study",
+    "Ledger": "posology.study.ledger",
+    "prescribe": "posology.study.prescribe",
 }
 
-__all__ = ["PreparedTask", "__version__", "evaluate", "load", "predict", "prepare", "synthesise", "train", "train_many"]
+__all__ = [
+    "Ledger",
+    "PreparedTask",
+    "Study",
+    "__version__",
+    "evaluate",
+    "load",
+    "predict",
+    "prepare",
+    "prescribe",
+    "synthesise",
+    "train",
+    "train_many",
+]
 
 
 def __getattr__(name: str) -> Any:

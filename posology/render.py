@@ -23,6 +23,8 @@ def show(command: str, result: Any) -> None:
             console.print(line, markup=False, highlight=False)
     elif command == "bench":
         _show_bench(console, result)
+    elif command == "study" and isinstance(result, dict):
+        _show_study(console, result)
     elif isinstance(result, list):
         console.print(_table(result))
     elif isinstance(result, dict) and "metrics" in result:
@@ -63,6 +65,55 @@ def _show_scores(console: Console, result: dict[str, Any]) -> None:
             f"{result['documents']:,} documents; {result['coverage']:.1%} of their text read", highlight=False
         )
     console.print(result["artifact"], markup=False, highlight=False)
+
+
+_RUN = {"key": "run", "task": "", "backbone": "", "method": "", "seed": "", "limits": "", "state": "", "score": "",
+        "trained": "parameters", "seconds": ""}  # fmt: skip
+
+
+def _show_study(console: Console, result: dict[str, Any]) -> None:
+    """A plan, the state of a study, or one run."""
+    if "cell" in result:
+        _show_run(console, result)
+        return
+    for name, count in result.get("parts", {}).items():
+        console.print(f"{name}: " + ", ".join(f"{part} {runs}" for part, runs in count.items()), highlight=False)
+    for line in result.get("left_out", []):
+        console.print(f"left out: {line}", markup=False, highlight=False)
+    if rows := result.get("runs") if isinstance(result.get("runs"), list) else None:
+        console.print(_table([_run_cells(row) for row in rows]))
+    for name in ("under_way", "failed_because"):
+        if result.get(name):
+            console.print(_table(result[name]))
+    for name, value in result.items():
+        if value is not None and not isinstance(value, dict | list):
+            shown = f"{value:,.1f}" if isinstance(value, float) else value
+            console.print(f"{name.replace('_', ' ')}: {shown}", markup=False, highlight=False)
+
+
+def _run_cells(row: dict[str, Any]) -> dict[str, Any]:
+    score = "" if row["value"] is None else f"{row['metric']} {row['value']:.3f}"
+    if row["low"] is not None:
+        score += f" ({row['low']:.3f} to {row['high']:.3f})"
+    limits = [f"{name}={value}" for name, value in row["overrides"].items()]
+    limits += [f"{row[name]:g} {unit}" for name, unit in (("shots", "shots"), ("max_seconds", "s")) if row[name]]
+    values = {"key": row["key"][:8], "limits": " ".join(limits), "score": score, "trained": row["trainable_parameters"]}
+    values["seconds"] = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+    return {title or name: values.get(name, row.get(name)) for name, title in _RUN.items()}
+
+
+def _show_run(console: Console, run: dict[str, Any]) -> None:
+    console.print(f"run {run['key']}: {run['state']}", markup=False, highlight=False)
+    for name, value in run["cell"].items():
+        if value not in (None, {}):
+            console.print(f"  {name}: {value}", markup=False, highlight=False)
+    if run["problem"]:
+        console.print(f"problem: {run['problem']}", markup=False, highlight=False)
+    if run["evaluations"]:
+        columns = ("epoch", "step", "seconds", "loss", "score")
+        console.print(_table([{name: round(each[name], 4) for name in columns} for each in run["evaluations"]]))
+    if run["result"] is not None:
+        _show_scores(console, run["result"])
 
 
 def _show_company(console: Console, result: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Several trainings on one frozen backbone in company: one pass over the texts of all of them.
 
-    run 1   its texts, filled up  ┐
-    run 2   its texts, filled up  ├─ one packed row ── layers, adapters stacked ─┬─ head 1, loss 1
-    run 3   its texts, filled up  ┘                                              ├─ head 2, loss 2
-                                                                                 └─ head 3, loss 3
+    texts of run 1  ┐
+    texts of run 2  ├─ one packed row ── layers, each token with the adapters of its run ─┬─ head 1, loss 1
+    texts of run 3  ┘                                                                     ├─ head 2, loss 2
+                                                                                          └─ head 3, loss 3
 
 On short texts most of a step is not arithmetic, and small products use little of a processor: one step for all costs
 less than one each. Every run keeps what is its own: data, task, head, adapter, optimiser, schedule, budget,
@@ -16,11 +16,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from posology import console
 from posology.engine.adapted import Adapted
@@ -30,13 +31,15 @@ from posology.engine.checkpoint import untouched_generators
 from posology.engine.encode import Window
 from posology.engine.packed import Row
 from posology.engine.precision import Precision
+from posology.engine.projection import shares_of
 from posology.engine.stopping import Stop
 from posology.engine.training import Diverged, Training
+from posology.errors import UserError
 
 METHODS = ("lora", "rslora", "ia3", "head")
-"""Methods whose runs may keep company: the layers are frozen, and what is added to them can be stacked."""
+"""Methods whose runs may keep company: the layers are frozen, and what is added to them looks at one token at a time."""
 TOKENS = 4096
-"""Pieces of a micro-batch, of all runs together and filled up."""
+"""Pieces of a micro-batch, of all runs together."""
 
 
 @dataclass
@@ -49,8 +52,9 @@ class Member:
         training: its state.
         validate: every metric of its model on validation.
         metric: the one that chooses the best state.
-        leave: called when it is finished, with its best weights in place; its argument says why it failed.
+        leave: called when it is over, with its best weights in place where it has some; its argument says why it failed.
         rank: of its LoRA; 0 where it has none.
+        first_trained: `Adapted.first_trained`, which does not change.
     """
 
     name: str
@@ -58,16 +62,27 @@ class Member:
     training: Training
     validate: Callable[[], Mapping[str, float]]
     metric: str
-    leave: Callable[[Diverged | None], None]
+    leave: Callable[[UserError | None], None]
     rank: int = 0
+    first_trained: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        first = self.adapted.first_trained
+        self.first_trained = len(self.adapted.layers) if first is None else first
 
 
 class Part(NamedTuple):
-    """What one run has in a micro-batch: its windows, and where in the row its head reads."""
+    """What one run has in a micro-batch: its windows, and which columns of them its head reads."""
 
     member: Member
-    batch: Batch | None
+    batch: Batch
     reads: np.ndarray
+
+    @property
+    def segments(self) -> Segments:
+        """The borders of its texts."""
+        assert self.batch.segments is not None
+        return self.batch.segments
 
 
 class Company:
@@ -85,15 +100,15 @@ class Company:
         self._carrier, self._precision, self._at_once, self._tokens = carrier, precision, at_once, tokens
         self._members: list[Member] = []
         self._depth = len(carrier.layers)
-        self._queue: Iterator[Callable[[], Member]] = iter(())
+        self._queue: Iterator[Callable[[], Member | None]] = iter(())
 
-    def train(self, waiting: Iterable[Callable[[], Member]]) -> bool:
+    def train(self, waiting: Iterable[Callable[[], Member | None]]) -> bool:
         """Trains runs until all are finished.
 
         Ctrl-C and SIGTERM end it after the step they come in: runs under way then leave as they are, `interrupted`.
 
         Args:
-            waiting: makes each run when there is room for it.
+            waiting: makes each run when there is room for it; None where it cannot be made.
 
         Returns:
             Whether it was interrupted.
@@ -103,13 +118,13 @@ class Company:
             self._fill()
             while self._members and not stop.asked:
                 self.step()
-                for member in self._members:
+                for member in list(self._members):
                     if member.training.evaluation_due and not stop.asked:
                         self._evaluate(member, stop)
                 finished = [member for member in self._members if member.training.finished and not stop.asked]
                 for member in finished:
                     self._leave(member)
-                if finished:
+                if not stop.asked:
                     self._fill()
             for member in list(self._members):  # only where it was stopped
                 member.training.fit.stopped = "interrupted"
@@ -123,16 +138,24 @@ class Company:
                 own.adopt(shared)
             self._members.append(member)
         self._members.sort(key=lambda member: member.rank)  # neighbours of like ranks are stacked
-        for number, layer in enumerate(self._carrier.layers):
-            layer.share([member.adapted.layers[number] for member in self._members])
+        self._share()
 
     def _fill(self) -> None:
         """Lets waiting runs enter while there is room."""
-        free = self._at_once - len(self._members)
-        self.enter([make() for make in itertools.islice(self._queue, free)])
+        entering: list[Member] = []
+        while len(self._members) + len(entering) < self._at_once and (make := next(self._queue, None)) is not None:
+            if (member := make()) is not None:
+                entering.append(member)
+        if entering:
+            self.enter(entering)
 
-    def _leave(self, member: Member, error: Diverged | None = None) -> None:
+    def _share(self) -> None:
+        for number, layer in enumerate(self._carrier.layers):
+            layer.share([member.adapted.layers[number] for member in self._members])
+
+    def _leave(self, member: Member, error: UserError | None = None) -> None:
         self._members.remove(member)
+        self._share()
         member.training.restore_best()
         member.leave(error)
 
@@ -144,7 +167,11 @@ class Company:
         except KeyboardInterrupt:
             stop.asked = True
             return
-        member.training.record(metrics, member.metric, time.perf_counter() - begin)
+        try:
+            member.training.record(metrics, member.metric, time.perf_counter() - begin)
+        except UserError as error:
+            self._leave(member, error)
+            return
         last = member.training.fit.evaluations[-1]
         console.say(
             f"{member.name}: epoch {last['epoch']:.3g}, loss {last['loss']:.3f}, validation {last['score']:.4f}"
@@ -153,15 +180,16 @@ class Company:
     def step(self) -> None:
         """One step of every run."""
         begin = time.perf_counter()
-        losses, tokens = [0.0] * len(self._members), [0] * len(self._members)
-        trainings = [member.training for member in self._members]
-        documents = [training.documents() for training in trainings]
-        scales = [training.scale(own) for training, own in zip(trainings, documents, strict=True)]
-        for parts in self._rows([training.units(own) for training, own in zip(trainings, documents, strict=True)]):
-            for place, loss in self._losses(parts, scales):
+        members = self._members
+        documents = [member.training.documents() for member in members]
+        scales = [member.training.scale(own) for member, own in zip(members, documents, strict=True)]
+        units = [member.training.units(own) for member, own in zip(members, documents, strict=True)]
+        losses, tokens = [0.0] * len(members), [0] * len(members)
+        for group in cut(units, self._tokens):
+            parts = {place: self._part(members[place], windows) for place, windows in group.items()}
+            for place, loss in self._losses(parts, scales).items():
                 losses[place] += loss
-            for place, part in enumerate(parts):
-                tokens[place] += part.batch.tokens if part.batch is not None else 0
+                tokens[place] += parts[place].batch.tokens
         failed = []
         for member, loss, own in zip(self._members, losses, tokens, strict=True):
             try:
@@ -173,110 +201,102 @@ class Company:
             member.training.spend(seconds * own / sum(tokens))  # its share: the sum over the runs is the time taken
         for member, why in failed:
             self._leave(member, why)
-        if failed:
-            self._fill()
 
-    def _rows(self, units: Sequence[Sequence[Sequence[Window]]]) -> Iterator[list[Part]]:
-        """Micro-batches in which all runs have about as many tokens."""
-        sizes = [[sum(len(window.ids) for window in unit) for unit in own] for own in units]
-        longest = max(sum(own) for own in sizes)
-        count = min(-(-longest * len(units) // self._tokens), max(len(own) for own in units))
-        shares = [dealt(own, size, count) for own, size in zip(units, sizes, strict=True)]
-        for number in range(count):
-            parts = []
-            for member, own in zip(self._members, shares, strict=True):
-                if not own[number]:
-                    parts.append(Part(member, None, np.zeros(0, np.int64)))
-                    continue
-                batch = pack(own[number], self._precision.device)
-                reads = member.adapted.read(batch)
-                columns = np.arange(batch.tokens) if reads is None else reads.cpu().numpy()
-                parts.append(Part(member, batch, columns))
-            yield parts
+    def _part(self, member: Member, windows: Sequence[Window]) -> Part:
+        batch = pack(windows, self._precision.device)
+        reads = member.adapted.read(batch)
+        return Part(member, batch, np.arange(batch.tokens) if reads is None else reads.cpu().numpy())
 
-    def _losses(self, parts: Sequence[Part], scales: Sequence[float]) -> list[tuple[int, float]]:
-        """Adds the gradients of a micro-batch to all runs, and gives the losses of those that are in it."""
+    def _losses(self, parts: Mapping[int, Part], scales: Sequence[float]) -> dict[int, float]:
+        """Adds the gradients of a micro-batch to the runs in it, and gives their losses, by place among the members."""
+        losses = {}
         with self._precision.autocast():
             hidden = self._hidden(parts)
-            answers = []
-            for (member, batch, reads), own in zip(parts, hidden, strict=True):
-                if batch is None:
-                    continue
-                adapted, seen = member.adapted, own[: len(reads)]
-                adapted.module.train()
+            answers = {}
+            for (place, part), seen in zip(parts.items(), hidden, strict=True):
+                adapted = part.member.adapted
+                _switch(adapted.module, training=True)
                 if adapted.pooling == "mean" and adapted.kind == "sequence-classification":
-                    assert batch.segments is not None
-                    seen = Row(batch.segments).means(seen)
-                if adapted.first_trained == self._depth:
+                    seen = Row(part.segments).means(seen)
+                if part.member.first_trained == self._depth:
                     seen = seen.detach()
-                answers.append((member, batch, adapted.upper(seen, batch, self._depth)))
-        found, total = [], torch.zeros((), device=self._precision.device)
-        for member, batch, own in answers:
-            place = self._members.index(member)
-            loss = member.training.loss(own, batch) / scales[place]
-            total = total + loss
-            found.append((place, loss.detach()))
-        total.backward()
-        return [(place, loss.item()) for place, loss in found]
+                answers[place] = adapted.upper(seen, part.batch, self._depth)
+        for place, own in answers.items():
+            losses[place] = parts[place].member.training.loss(own, parts[place].batch) / scales[place]
+        torch.stack(list(losses.values())).sum().backward()
+        return {place: loss.item() for place, loss in losses.items()}
 
-    def _hidden(self, parts: Sequence[Part]) -> torch.Tensor:
-        """What the heads read of one row for all runs, filled up to as much for each: (runs, reads, width)."""
-        inputs, segments, reads = together(parts, self._carrier.base.config.pad_token_id, self._precision.device)
-        firsts = [part.member.adapted.first_trained for part in parts]
-        frozen = min(self._depth if first is None else first for first in firsts)
+    def _hidden(self, parts: Mapping[int, Part]) -> tuple[torch.Tensor, ...]:
+        """What the heads read of one row for all runs, (reads of a run, width) each."""
+        inputs, segments, reads = together(list(parts.values()), self._precision.device)
+        counts = [[0] * len(self._members) for _ in range(2)]
+        for place, part in parts.items():
+            counts[0][place], counts[1][place] = part.batch.tokens, len(part.reads)
+        own = shares_of(counts[0]), shares_of(counts[1])
+        for layer in self._carrier.layers:
+            layer.shares = own
+        frozen = min(part.member.first_trained for part in parts.values())
         module = self._carrier.module
-        entering = None
+        hidden = None
         if frozen:  # what no run trains has no dropout, in company as alone
-            module.eval()
+            _switch(module, training=False)
             with torch.no_grad():
                 read = reads if frozen == self._depth else None
-                entering = self._carrier.body(inputs, segments, range(frozen), read=read)
-        hidden = entering
+                hidden = self._carrier.body(inputs, segments, range(frozen), read=read)
         if frozen < self._depth:
-            module.train()
-            hidden = self._carrier.body(inputs, segments, range(frozen, self._depth), entering=entering, read=reads)
+            _switch(module, training=True)
+            hidden = self._carrier.body(inputs, segments, range(frozen, self._depth), entering=hidden, read=reads)
         assert hidden is not None
-        return hidden.view(len(parts), -1, hidden.shape[-1])
+        return hidden.split([len(part.reads) for part in parts.values()])
 
 
-def together(
-    parts: Sequence[Part], padding: int, device: torch.device
-) -> tuple[dict[str, torch.Tensor], Segments, torch.Tensor]:
-    """One row of the texts of all runs, in which each has as many tokens and reads as many of them.
+def _switch(module: nn.Module, *, training: bool) -> None:
+    """Switches dropout where it is not as wanted: to walk through all modules takes as long as a small product."""
+    if module.training is not training:
+        module.train(training)
 
-    What a run lacks is filled up with texts of one token, which see nothing and which nobody sees.
+
+def together(parts: Sequence[Part], device: torch.device) -> tuple[dict[str, torch.Tensor], Segments, torch.Tensor]:
+    """One row of the texts of several runs.
 
     Returns:
-        Inputs, (1, runs x tokens); borders; and the columns that are read, (runs x reads,), the first of a run repeated
-        where it reads fewer.
+        Inputs, (1, tokens); borders; and the columns that are read, (reads,).
     """
-    sizes = [part.batch.tokens if part.batch is not None else 0 for part in parts]
-    size, most = max(sizes), max(len(part.reads) for part in parts)
-    ids, types = np.full((len(parts), size), padding, np.int64), np.zeros((len(parts), size), np.int64)
-    lengths, reads = [], np.zeros((len(parts), most), np.int64)
-    for number, (part, own) in enumerate(zip(parts, sizes, strict=True)):
-        if part.batch is not None:
-            assert part.batch.segments is not None
-            ids[number, :own] = part.batch.inputs["input_ids"][0].cpu()
-            if "token_type_ids" in part.batch.inputs:
-                types[number, :own] = part.batch.inputs["token_type_ids"][0].cpu()
-            lengths.append(part.batch.segments.lengths)
-        lengths.append(np.ones(size - own, np.int64))
-        reads[number, : len(part.reads)] = part.reads
-    reads += size * np.arange(len(parts))[:, None]
-    inputs = {"input_ids": torch.from_numpy(ids.reshape(1, -1)).to(device)}
-    if types.any():
-        inputs["token_type_ids"] = torch.from_numpy(types.reshape(1, -1)).to(device)
-    segments = Segments(np.concatenate(lengths), device)
-    return inputs, segments, segments.tensor(reads.reshape(-1))
+    inputs = {"input_ids": torch.cat([part.batch.inputs["input_ids"] for part in parts], dim=1)}
+    if any("token_type_ids" in part.batch.inputs for part in parts):
+        types = [
+            part.batch.inputs.get("token_type_ids", torch.zeros_like(part.batch.inputs["input_ids"])) for part in parts
+        ]
+        inputs["token_type_ids"] = torch.cat(types, dim=1)
+    starts = itertools.accumulate((part.batch.tokens for part in parts), initial=0)
+    reads = np.concatenate([part.reads + start for part, start in zip(parts, starts)])  # noqa: B905
+    segments = Segments(np.concatenate([part.segments.lengths for part in parts]), device)
+    return inputs, segments, segments.tensor(reads)
 
 
-def dealt(units: Sequence[Sequence[Window]], sizes: Sequence[int], count: int) -> list[list[Window]]:
-    """Deals units out to so many groups of about as many tokens each: the largest first, to the smallest group."""
-    groups: list[list[Window]] = [[] for _ in range(count)]
-    held = [0] * count
-    for index in sorted(range(len(units)), key=lambda index: -sizes[index]):
-        smallest = held.index(min(held))
-        groups[smallest] += units[index]
-        held[smallest] += sizes[index]
-    return groups
+def cut(units: Sequence[Sequence[Sequence[Window]]], tokens: int) -> list[dict[int, list[Window]]]:
+    """Cuts the batches of several runs into micro-batches of about as many tokens, whichever runs these are of.
+
+    Windows of like lengths come together, since attention then has less to pad.
+
+    Args:
+        units: for each run windows that must stay together.
+        tokens: of a micro-batch, about.
+
+    Returns:
+        For each micro-batch the windows of each run that is in it, by the number of the run.
+    """
+    sizes = [
+        (max(len(window.ids) for window in unit), sum(len(window.ids) for window in unit), run, number)
+        for run, own in enumerate(units)
+        for number, unit in enumerate(own)
+    ]
+    total = sum(size for _, size, _, _ in sizes)
+    count = max(1, round(total / tokens))
+    groups: list[dict[int, list[Window]]] = [{} for _ in range(count)]
+    held = 0
+    for _, size, run, number in sorted(sizes, reverse=True):
+        group = groups[min(count - 1, int((held + size / 2) * count / total))]
+        group.setdefault(run, []).extend(units[run][number])
+        held += size
+    return [dict(sorted(group.items())) for group in groups if group]

@@ -23,7 +23,7 @@ from posology.engine.architectures import Architecture
 from posology.engine.attention import Call, Segments, attend, attend_backward
 from posology.engine.dropout import in_bytes, kept
 from posology.engine.packed import Row
-from posology.engine.projection import Gradients, Projection, Tape, Unsupported
+from posology.engine.projection import Gradients, Projection, Shares, Tape, Unsupported
 from posology.engine.virtual import PrefixFeed
 
 
@@ -48,6 +48,7 @@ class Input(NamedTuple):
         read: the positions that anybody reads of the result; None for all.
         dtype: in which matrices are multiplied.
         training: whether dropout drops.
+        shares: whose tokens they are, and whose positions those that are read; None where all are of one run.
     """
 
     segments: Segments
@@ -55,6 +56,7 @@ class Input(NamedTuple):
     read: torch.Tensor | None
     dtype: torch.dtype
     training: bool
+    shares: tuple[Shares, Shares] | None = None
 
 
 _ACTIVATIONS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
@@ -127,6 +129,11 @@ class Layer:
         names: of its parts.
         heads: of attention.
 
+    Attributes:
+        projections: its linear maps.
+        shares: of the row that comes next, where several runs share it: whose tokens are those of the row, and whose
+            those that are read of the last layer.
+
     Raises:
         Unsupported: it has parts that are not written out here.
     """
@@ -136,6 +143,7 @@ class Layer:
             return None if name is None else module.get_submodule(name)
 
         self._heads, self._parameters = heads, list[nn.Parameter]()
+        self.shares: tuple[Shares, Shares] | None = None
         self.projections = [
             Projection([module.get_submodule(name) for name in own])
             for own in (names.query_key_value, (names.attention_output,), (names.up,), (names.down,))
@@ -186,13 +194,14 @@ class Layer:
         """The forward pass; `tape` gets what `backward` needs."""
         query_key_value, output, up, down = self.projections
         training = given.training
-        context = self._attend(query_key_value.forward(hidden.to(given.dtype), tape, training), given, tape)
+        whole, rest = _shares(given)
+        context = self._attend(query_key_value.forward(hidden.to(given.dtype), tape, training, whole), given, tape)
         if given.read is not None:
             hidden, context = hidden[given.read], context[given.read]
-        hidden = self._norms[0].forward(output.forward(context, tape, training), hidden, tape, training)
-        before = up.forward(hidden.to(given.dtype), tape, training)
+        hidden = self._norms[0].forward(output.forward(context, tape, training, rest), hidden, tape, training)
+        before = up.forward(hidden.to(given.dtype), tape, training, rest)
         tape.append(before)
-        after = down.forward(self._activate(before), tape, training)
+        after = down.forward(self._activate(before), tape, training, rest)
         return self._norms[1].forward(after, hidden, tape, training)
 
     def backward(
@@ -202,20 +211,20 @@ class Layer:
         query_key_value, output, up, down = self.projections
         found: Gradients = {}
         training = given.training
+        whole, rest = _shares(given)
         own, residual = self._norms[1].backward(gradient, given.dtype, tape, found, training)
-        to_after = down.backward(own, tape, found)
-        to_before = up.backward(self._activate_backward(to_after, tape.pop()), tape, found)
+        to_after = down.backward(own, tape, found, training, rest)
+        to_before = up.backward(self._activate_backward(to_after, tape.pop()), tape, found, training, rest)
         assert to_before is not None
         residual += to_before
         own, residual = self._norms[0].backward(residual, given.dtype, tape, found, training)
-        to_context = output.backward(own, tape, found)
+        to_context = output.backward(own, tape, found, training, rest)
         assert to_context is not None
         if given.read is not None:
-            # Added, since a position may be read twice: rows of several runs are filled up so.
-            to_context = to_context.new_zeros(tokens, to_context.shape[1]).index_add_(0, given.read, to_context)
-            residual = residual.new_zeros(tokens, residual.shape[1]).index_add_(0, given.read, residual)
+            to_context = to_context.new_zeros(tokens, to_context.shape[1]).index_copy_(0, given.read, to_context)
+            residual = residual.new_zeros(tokens, residual.shape[1]).index_copy_(0, given.read, residual)
         to_projections, prefix = self._attend_backward(to_context, given, tape)
-        to_hidden = query_key_value.backward(to_projections, tape, found, onwards=onwards)
+        to_hidden = query_key_value.backward(to_projections, tape, found, training, whole, onwards=onwards)
         return (None if to_hidden is None else residual.add_(to_hidden)), prefix, found
 
     def _attend(self, projected: torch.Tensor, given: Input, tape: Tape) -> torch.Tensor:
@@ -248,6 +257,13 @@ class Layer:
         dropped = in_bytes(getattr(self._attention_dropout, "p", 0.0)) if given.training else 0
         width = self.projections[1].inputs // self._heads
         return Call(given.segments, self._heads, width**-0.5, dropped, False, None)
+
+
+def _shares(given: Input) -> tuple[Shares | None, Shares | None]:
+    """Whose the tokens of the row are, and whose those behind attention."""
+    if given.shares is None:
+        return None, None
+    return given.shares[0], given.shares[0] if given.read is None else given.shares[1]
 
 
 class _Step(torch.autograd.Function):
@@ -337,7 +353,7 @@ def _forward(
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         key, value = (None, None) if prefix is None else (part.to(dtype) for part in prefix.take())
-        given = Input(row.segments, (key, value), row.read if last else None, dtype, module.training)
+        given = Input(row.segments, (key, value), row.read if last else None, dtype, module.training, layer.shares)
         return layer(hidden[0], given)[None]
 
     return forward

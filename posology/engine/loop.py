@@ -18,7 +18,7 @@ from posology.engine.encode import Encoded
 from posology.engine.precision import Precision
 from posology.engine.recipe import Recipe
 from posology.engine.stopping import Stop
-from posology.engine.training import Budget, Diverged, Fit, Training
+from posology.engine.training import Budget, Diverged, Fit, Training, Watch
 
 TOKEN_BUDGET = 2048
 """Pieces of a micro-batch, padding included where there is some. Cutting a batch changes no gradient, only the memory
@@ -39,6 +39,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     token_budget: int | None = None,
     activations: Activations | None = None,
+    watch: Watch | None = None,
 ) -> Fit:
     """Trains, evaluates after each epoch, and leaves the model in its best state on validation.
 
@@ -60,11 +61,12 @@ def fit(
         checkpoint: where to write checkpoints, entered; training continues from the one that is there.
         token_budget: pieces of a micro-batch; of a checkpoint its own, so that sums have the same order.
         activations: keeps what frozen layers make of the training documents; making it counts as training.
+        watch: is called after each evaluation with its entry of `Fit.evaluations`; True ends training, `pruned`.
 
     Raises:
         UserError: the loss is no longer finite, or the metric is not a number.
     """
-    training = make_training(adapted, encoded, targets, recipe, precision, seed=seed, budget=budget)
+    training = make_training(adapted, encoded, targets, recipe, precision, seed=seed, budget=budget, watch=watch)
     torch.manual_seed(seed)
     facts = _resume(training, checkpoint, recipe.epochs)
     tokens = facts.get("token_budget") or token_budget or TOKEN_BUDGET
@@ -105,6 +107,7 @@ def make_training(
     *,
     seed: int,
     budget: Budget | None = None,
+    watch: Watch | None = None,
 ) -> Training:
     """The training of everything that is trainable in a model; arguments as in `fit`."""
     return Training(
@@ -117,6 +120,7 @@ def make_training(
         device=precision.device,
         seed=seed,
         budget=budget,
+        watch=watch,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from posology.engine.backbone import Source, load_config, resolve
 from posology.engine.company import Company, Member
 from posology.engine.loop import make_training
 from posology.engine.methods import check_method
+from posology.engine.predictor import Predictor
 from posology.engine.recipe import Recipe, make_recipe
 from posology.engine.run import Run, build
 from posology.engine.stopping import interruptible
 from posology.engine.train import train
-from posology.engine.training import Diverged
+from posology.engine.training import Watch
 from posology.errors import Interrupted, UserError
 from posology.files import check_free
 from posology.tasks.prepared import PreparedTask
@@ -46,8 +47,17 @@ class Asked(BaseModel):
     shots: int | None = Field(default=None, ge=1)
 
 
+Numbered = tuple[int, Asked]
+"""A run and its place in the list given."""
+
+
 def train_many(
-    runs: Sequence[Mapping[str, Any]], *, at_once: int = AT_ONCE, overwrite: bool = False
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    at_once: int = AT_ONCE,
+    overwrite: bool = False,
+    watch: Callable[[int, dict[str, float]], bool] | None = None,
+    done: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains several runs, in company where that is possible.
 
@@ -59,6 +69,8 @@ def train_many(
         runs: for each the arguments of `train` by their names: `data` and `out`, and what differs from its defaults.
         at_once: runs that keep company, at most.
         overwrite: replace existing folders.
+        watch: `watch` of `train`, which is told too which run it is: its place in `runs`.
+        done: is called with the place and the result of each run as soon as that is there, failed ones included.
 
     Returns:
         For each what `train` returns, in the order given. A run that failed has `artifact` and `failed`, which says
@@ -77,15 +89,11 @@ def train_many(
         check_free(run.out, marker=artifacts.RECORD, overwrite=overwrite)
         check_method(run.method)
         PreparedTask.open(run.data)
-    results: dict[Path, dict[str, Any]] = {}
+    session = _Session(overwrite, at_once, watch, done)
     with interruptible():
         for group in _grouped(asked):
-            if len(group) == 1:
-                results[group[0].out] = _alone(group[0], overwrite)
-            else:
-                console.say(f"{len(group)} runs on {group[0].backbone} keep company, up to {at_once} at once")
-                _in_company(group, at_once, overwrite, results)
-    return [results[run.out] for run in asked]
+            session.train(group)
+    return [session.results[number] for number in range(len(asked))]
 
 
 def _asked(number: int, run: Mapping[str, Any]) -> Asked:
@@ -99,15 +107,15 @@ def _asked(number: int, run: Mapping[str, Any]) -> Asked:
         ) from error
 
 
-def _grouped(runs: Iterable[Asked]) -> list[list[Asked]]:
+def _grouped(runs: Iterable[Asked]) -> list[list[Numbered]]:
     """Runs that can keep company, those that cannot by themselves."""
-    groups: dict[Any, list[Asked]] = {}
+    groups: dict[Hashable, list[Numbered]] = {}
     for number, run in enumerate(runs):
-        groups.setdefault(_key(run) or number, []).append(run)
+        groups.setdefault(company_key(run) or number, []).append((number, run))
     return list(groups.values())
 
 
-def _key(run: Asked) -> Any:
+def company_key(run: Asked) -> Hashable | None:
     """The same for runs that can keep company; None where a run trains alone."""
     if run.method not in company.METHODS:
         return None
@@ -125,73 +133,116 @@ def _recipe(run: Asked, source: Source) -> Recipe:
     return make_recipe(run.method, run.recipe, run.overrides, width=load_config(source).hidden_size)
 
 
-def _alone(run: Asked, overwrite: bool) -> dict[str, Any]:
-    try:
-        return train(**dict(run), overwrite=overwrite)
-    except Diverged as error:
-        return _failed(run, error)
-
-
-def _failed(run: Asked, error: UserError) -> dict[str, Any]:
-    console.say(f"{run.out}: {error}")
-    return {"artifact": str(run.out), "failed": str(error)}
-
-
-def _in_company(group: Sequence[Asked], at_once: int, overwrite: bool, results: dict[Path, dict[str, Any]]) -> None:
-    """Trains runs that can keep company; where the architecture is not written out, one by one after all."""
-    lead = group[0]
-    source = resolve(lead.backbone)
-    task = PreparedTask.open(lead.data)
-    carrier = build(task, source, "head", make_recipe("head", lead.recipe, _of_backbone(_recipe(lead, source))), 0)
-    if not carrier.adapted.layers:
-        for run in group:
-            results[run.out] = _alone(run, overwrite)
-        return
-    stopped: list[Path] = []
-
-    def waiting() -> Iterator[Callable[[], Member]]:
-        for run in group:
-            yield functools.partial(_member, run, overwrite, results, stopped)
-
-    if Company(carrier.adapted, carrier.precision, at_once=at_once).train(waiting()):
-        left = [run.out for run in group if run.out not in results and run.out not in stopped]
-        raise Interrupted(
-            f"{len(results)} runs are done; {len(stopped)} hold their best state so far, not scored on test; "
-            f"{len(left)} were not begun"
-        )
-
-
 def _of_backbone(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says of the frozen backbone."""
     return {name: getattr(recipe, name) for name in ("precision", "dropout", "attention_dropout")}
 
 
-def _member(run: Asked, overwrite: bool, results: dict[Path, dict[str, Any]], stopped: list[Path]) -> Member:
-    """A run, loaded and ready to train; its result goes into `results` when it leaves."""
-    source, task = resolve(run.backbone), PreparedTask.open(run.data)
-    budget = {
-        "max_seconds": run.max_seconds,
-        "evaluate_seconds": run.evaluate_seconds,
-        "max_memory": None,
-        "shots": run.shots,
-    }
-    asked = {"recipe_name": run.recipe, "seed": run.seed, "budget": budget}
-    recipe = _recipe(run, source)
-    opened = Run(task, source, run.method, recipe, run.out, asked, overwrite=overwrite)
-    opened.read()
-    adapted, precision = opened.predictor.adapted, opened.predictor.precision
-    training = make_training(
-        adapted, opened.encoded, opened.targets, recipe, precision, seed=run.seed, budget=opened.budget
-    )
+class _Session:
+    """What the runs of one call have in common.
 
-    def leave(error: Diverged | None) -> None:
-        if error is not None:
-            results[run.out] = _failed(run, error)
+    Attributes:
+        results: by the number of the run.
+    """
+
+    def __init__(
+        self,
+        overwrite: bool,
+        at_once: int,
+        watch: Callable[[int, dict[str, float]], bool] | None,
+        done: Callable[[int, dict[str, Any]], None] | None,
+    ):
+        self._overwrite, self._at_once, self._watch, self._done = overwrite, at_once, watch, done
+        self.results: dict[int, dict[str, Any]] = {}
+
+    def train(self, group: Sequence[Numbered]) -> None:
+        """Trains runs that can keep company; where the architecture is not written out, one by one after all."""
+        carrier = self._carrier(group[0][1]) if len(group) > 1 else None
+        if carrier is None or not carrier.adapted.layers:
+            for number, run in group:
+                self._alone(number, run)
             return
-        try:
-            results[run.out] = opened.finish(training.fit)
-        except Interrupted:
-            stopped.append(run.out)
+        console.say(f"{len(group)} runs on {group[0][1].backbone} keep company, up to {self._at_once} at once")
+        stopped: list[int] = []
+        waiting = (functools.partial(self._member, number, run, stopped) for number, run in group)
+        if Company(carrier.adapted, carrier.precision, at_once=self._at_once).train(waiting):
+            begun = {*self.results, *stopped}
+            left = sum(number not in begun for number, _ in group)
+            raise Interrupted(
+                f"{len(self.results)} runs are done; {len(stopped)} hold their best state so far, not scored on test; "
+                f"{left} were not begun"
+            )
 
-    rank = recipe.rank if "lora" in run.method else 0
-    return Member(run.out.name, adapted, training, opened.validate, task.metric, leave, rank)
+    def _carrier(self, run: Asked) -> Predictor:
+        source = resolve(run.backbone)
+        recipe = make_recipe("head", run.recipe, _of_backbone(_recipe(run, source)))
+        return build(PreparedTask.open(run.data), source, "head", recipe, 0)
+
+    def _alone(self, number: int, run: Asked) -> None:
+        try:
+            result = train(**dict(run), overwrite=self._overwrite, watch=self._watched(number))
+        except UserError as error:
+            self._fail(number, run, error)
+        else:
+            self._finish(number, result)
+
+    def _member(self, number: int, run: Asked, stopped: list[int]) -> Member | None:
+        """A run, ready to train; None where it has failed already."""
+        try:
+            return self._opened(number, run, stopped)
+        except UserError as error:
+            self._fail(number, run, error)
+            return None
+
+    def _opened(self, number: int, run: Asked, stopped: list[int]) -> Member:
+        """A run, loaded; its result goes into `results` when it leaves, or its number into `stopped`."""
+        source, task = resolve(run.backbone), PreparedTask.open(run.data)
+        budget = {
+            "max_seconds": run.max_seconds,
+            "evaluate_seconds": run.evaluate_seconds,
+            "max_memory": None,
+            "shots": run.shots,
+        }
+        asked = {"recipe_name": run.recipe, "seed": run.seed, "budget": budget}
+        recipe = _recipe(run, source)
+        opened = Run(task, source, run.method, recipe, run.out, asked, overwrite=self._overwrite)
+        opened.read()
+        adapted, precision = opened.predictor.adapted, opened.predictor.precision
+        training = make_training(
+            adapted,
+            opened.encoded,
+            opened.targets,
+            recipe,
+            precision,
+            seed=run.seed,
+            budget=opened.budget,
+            watch=self._watched(number),
+        )
+
+        def leave(error: UserError | None) -> None:
+            if error is not None:
+                self._fail(number, run, error)
+                return
+            try:
+                result = opened.finish(training.fit)
+            except UserError as problem:
+                self._fail(number, run, problem)
+            except Interrupted:
+                stopped.append(number)
+            else:
+                self._finish(number, result)
+
+        rank = recipe.rank if "lora" in run.method else 0
+        return Member(run.out.name, adapted, training, opened.validate, task.metric, leave, rank)
+
+    def _watched(self, number: int) -> Watch | None:
+        return None if self._watch is None else functools.partial(self._watch, number)
+
+    def _fail(self, number: int, run: Asked, error: UserError) -> None:
+        console.say(f"{run.out}: {error}")
+        self._finish(number, {"artifact": str(run.out), "failed": str(error)})
+
+    def _finish(self, number: int, result: dict[str, Any]) -> None:
+        self.results[number] = result
+        if self._done is not None:
+            self._done(number, result)

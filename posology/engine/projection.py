@@ -4,14 +4,16 @@ What autograd and modules around modules cost is avoided: maps of one input (que
 weights are kept in the type they are multiplied in, instead of being converted for every micro-batch; only gradients
 that somebody asked for are computed.
 
-A row may hold the texts of several *runs*, each with adapters of its own on the same frozen weights: tokens of the
-first run, then as many of the second, and so on. Adapters are stacked, so that all runs take part in each product.
+A row may hold the texts of several *runs*, each with adapters of its own on the same frozen weights: the tokens of the
+first run, then those of the second, and so on. All take part in the product with the frozen weights; the small products
+of adapters are made run by run. (Products of low ranks side by side, or torch's grouped ones, would not be faster by
+more than a hundredth of a step, and a run that diverges would take its neighbours with it.)
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -77,26 +79,14 @@ def _adapter(wrapped: Any) -> Adapter:
     return Adapter(Lora(down, up, wrapped.scaling[name], wrapped.lora_dropout[name]))
 
 
-class _Stack(NamedTuple):
-    """The LoRA of neighbouring runs of about one rank on one linear map, in one type.
+Shares = Sequence[slice]
+"""For each run its tokens in a row."""
 
-    Attributes:
-        place: which map of the projection it is.
-        outputs: which outputs of the projection the map makes.
-        runs: which runs.
-        down: (runs, rank, inputs), times what kept inputs are multiplied by; lower ranks are filled up with zeros.
-        up: (runs, outputs, rank), times the scaling.
-        drops: 256ths by run, (runs, 1, 1), or one number for all.
-        scales: what kept inputs are multiplied by, by run.
-    """
 
-    place: int
-    outputs: slice
-    runs: slice
-    down: torch.Tensor
-    up: torch.Tensor
-    drops: int | torch.Tensor
-    scales: list[float]
+def shares_of(counts: Iterable[int]) -> Shares:
+    """Shares of so many tokens for each run, in the order of the row; a run may have none."""
+    ends = itertools.accumulate(counts, initial=0)
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 class Projection:
@@ -118,7 +108,6 @@ class Projection:
         ends = list(itertools.accumulate(linear.out_features for linear in self._linears))
         self._outputs = [slice(end - linear.out_features, end) for end, linear in zip(ends, self._linears, strict=True)]
         self._weights: dict[torch.dtype, tuple[Any, torch.Tensor, torch.Tensor | None]] = {}
-        self._stacks: list[_Stack] = []
 
     def adopt(self, other: Projection) -> None:
         """Takes the weights of another, and what was made of them, in place of its own; they must be equal."""
@@ -134,70 +123,75 @@ class Projection:
             found += [adapter.factors] if adapter.factors is not None else []
         return found
 
-    def forward(self, given: torch.Tensor, tape: Tape, training: bool) -> torch.Tensor:
-        """(tokens, inputs) -> (tokens, outputs), in the type of `given`."""
+    def forward(self, given: torch.Tensor, tape: Tape, training: bool, shares: Shares | None = None) -> torch.Tensor:
+        """(tokens, inputs) -> (tokens, outputs), in the type of `given`; `shares` where there are several runs."""
         weight, bias = self._weight(given.dtype, anew=True)
-        runs, stacks = len(self.adapters), self._stack(given.dtype, training)
-        of_inputs, of_outputs = (self._factors(given.dtype, given.device, side) for side in (True, False))
-        needs_input = bool(stacks) or of_inputs is not None or any(w.weight.requires_grad for w in self._linears)
+        loras = self._loras(shares)
+        of_inputs, of_outputs = self._has_factors(True), self._has_factors(False)
+        needs_input = bool(loras) or of_inputs or any(linear.weight.requires_grad for linear in self._linears)
         tape.append(given if needs_input else None)
-        if of_inputs is not None:
-            given = (given.view(runs, -1, given.shape[1]) * of_inputs).view(given.shape)
+        if of_inputs:
+            given = self._scaled(given, True, shares)
         out = given @ weight.t() if bias is None else torch.addmm(bias, given, weight.t())
-        by_run = out.view(runs, -1, out.shape[1])
-        for stack in stacks:
-            read, mine = given.view(runs, -1, given.shape[1])[stack.runs], None
-            if not isinstance(stack.drops, int) or stack.drops:
-                mine = kept(read.shape, stack.drops, read.device)
+        for lora, rows, outputs in loras:
+            read, mine, dropped = given[rows], None, _dropped(lora, training)
+            if dropped:
+                mine = kept(read.shape, dropped, read.device)
                 read = mine.to(read.dtype).mul_(read)
-            low = torch.bmm(read, stack.down.transpose(1, 2))
-            by_run[stack.runs, :, stack.outputs].baddbmm_(low, stack.up.transpose(1, 2))
-            tape += [mine, low]
-        if of_outputs is not None:
+            down = (lora.down.detach() * _scale(dropped)).to(given.dtype)
+            up = (lora.up.detach() * lora.scaling).to(given.dtype)
+            low = read @ down.t()
+            out[rows, outputs].addmm_(low, up.t())
+            tape += [mine, down, up, low]
+        if of_outputs:
             tape.append(out)
-            out = (by_run * of_outputs).view(out.shape)
+            out = self._scaled(out, False, shares)
         return out
 
     def backward(
-        self, gradient: torch.Tensor, tape: Tape, found: Gradients, *, onwards: bool = True
+        self,
+        gradient: torch.Tensor,
+        tape: Tape,
+        found: Gradients,
+        training: bool,
+        shares: Shares | None = None,
+        *,
+        onwards: bool = True,
     ) -> torch.Tensor | None:
         """The gradient of the input, where it is wanted (`onwards`); those of parameters go into `found`."""
         weight, _ = self._weight(gradient.dtype, anew=False)
-        runs, stacks = len(self.adapters), self._stacks
-        of_inputs, of_outputs = (self._factors(gradient.dtype, gradient.device, side) for side in (True, False))
-        if of_outputs is not None:
+        loras = self._loras(shares)
+        of_inputs, of_outputs = self._has_factors(True), self._has_factors(False)
+        if of_outputs:
             out = tape.pop()
             assert out is not None
-            self._factor_gradients((gradient * out).view(runs, -1, out.shape[1]), False, found)
-            gradient = (gradient.view(runs, -1, out.shape[1]) * of_outputs).view(gradient.shape)
-        by_run = gradient.view(runs, -1, gradient.shape[1])
-        kept_of, low_of = [], []
-        for _ in stacks:
-            low_of.append(tape.pop())
-            kept_of.append(tape.pop())
+            self._factor_gradients(gradient * out, False, shares, found)
+            gradient = self._scaled(gradient, False, shares)
+        saved = [tape.pop() for _ in range(4 * len(loras))]
         given = tape.pop()
         scaled = given
-        if of_inputs is not None:
+        if of_inputs:
             assert given is not None
-            scaled = (given.view(runs, -1, given.shape[1]) * of_inputs).view(given.shape)
-        to_input = gradient @ weight if onwards or of_inputs is not None else None
-        for stack, mine, low in zip(reversed(stacks), kept_of, low_of, strict=True):
-            assert scaled is not None and low is not None
-            own = by_run[stack.runs, :, stack.outputs]
-            to_low = torch.bmm(own, stack.up)
-            read = scaled.view(runs, -1, scaled.shape[1])[stack.runs]
+            scaled = self._scaled(given, True, shares)
+        to_input = gradient @ weight if onwards or of_inputs else None
+        for (lora, rows, outputs), (low, up, down, mine) in zip(reversed(loras), _fours(saved), strict=True):
+            assert scaled is not None and low is not None and up is not None and down is not None
+            own, read = gradient[rows, outputs], scaled[rows]
+            to_low = own @ up
             read = read if mine is None else mine.to(read.dtype).mul_(read)
-            to_up = torch.bmm(low.transpose(1, 2), own)  # four times faster than its transpose
-            self._lora_gradients(stack, torch.bmm(to_low.transpose(1, 2), read), to_up, found)
+            if lora.down.requires_grad:
+                to_up = low.t() @ own  # four times faster than its transpose
+                scale = _scale(_dropped(lora, training))
+                found[lora.down] = (to_low.t() @ read).to(lora.down.dtype, copy=True).mul_(scale)
+                found[lora.up] = to_up.t().to(lora.up.dtype, copy=True).mul_(lora.scaling)
             if to_input is not None and onwards:
-                to_read = torch.bmm(to_low, stack.down)
-                to_read = to_read if mine is None else to_read.mul_(mine)
-                to_input.view(runs, -1, to_input.shape[1])[stack.runs].add_(to_read)
+                to_read = to_low @ down
+                to_input[rows].add_(to_read if mine is None else to_read.mul_(mine))
         self._own_gradients(gradient, scaled, found)
-        if of_inputs is not None:
+        if of_inputs:
             assert given is not None and to_input is not None
-            self._factor_gradients((to_input * given).view(runs, -1, given.shape[1]), True, found)
-            to_input = (to_input.view(runs, -1, given.shape[1]) * of_inputs).view(given.shape)
+            self._factor_gradients(to_input * given, True, shares, found)
+            to_input = self._scaled(to_input, True, shares)
         return to_input if onwards else None
 
     def _weight(self, dtype: torch.dtype, *, anew: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -216,45 +210,48 @@ class Projection:
             self._weights[dtype] = (state, weight, bias)
         return self._weights[dtype][1:]
 
-    def _stack(self, dtype: torch.dtype, training: bool) -> list[_Stack]:
-        """LoRA of all runs, map by map, for this forward pass and the backward pass after it."""
-        self._stacks = []
-        for place, outputs in enumerate(self._outputs):
-            loras = [adapters[place].lora for adapters in self.adapters]
-            for runs in _alike(loras):
-                self._stacks.append(_stack(place, outputs, runs, loras[runs], dtype, training))
-        return self._stacks
+    def _runs(self, shares: Shares | None) -> Iterator[tuple[list[Adapter], slice]]:
+        """The adapters of each run with tokens, and these; one run has the whole row where there are no `shares`."""
+        for own, rows in zip(self.adapters, [slice(None)] if shares is None else shares, strict=True):
+            if shares is None or rows.stop > rows.start:
+                yield own, rows
 
-    def _lora_gradients(self, stack: _Stack, down: torch.Tensor, up: torch.Tensor, found: Gradients) -> None:
-        for run, own in enumerate(self.adapters[stack.runs]):
-            if (lora := own[stack.place].lora) is not None and lora.down.requires_grad:
-                rank = lora.down.shape[0]
-                found[lora.down] = down[run, :rank].to(lora.down.dtype, copy=True).mul_(stack.scales[run])
-                found[lora.up] = up[run, :rank].t().to(lora.up.dtype, copy=True).mul_(lora.scaling)
+    def _loras(self, shares: Shares | None) -> list[tuple[Lora, slice, slice]]:
+        """The LoRA of each run on each map, its tokens, and the outputs of the map."""
+        return [
+            (adapter.lora, rows, outputs)
+            for own, rows in self._runs(shares)
+            for adapter, outputs in zip(own, self._outputs, strict=True)
+            if adapter.lora is not None
+        ]
 
-    def _factors(self, dtype: torch.dtype, device: torch.device, of_inputs: bool) -> torch.Tensor | None:
-        """IA3's factors of all runs, (runs, 1, inputs or outputs); None where no run has some."""
-        if not any(
+    def _has_factors(self, of_inputs: bool) -> bool:
+        return any(
             adapter.factors is not None and adapter.of_inputs is of_inputs for own in self.adapters for adapter in own
-        ):
-            return None
-        width = self.inputs if of_inputs else self._outputs[-1].stop
-        factors = torch.ones(len(self.adapters), 1, width, dtype=dtype, device=device)
-        for run, own in enumerate(self.adapters):
+        )
+
+    def _scaled(self, values: torch.Tensor, of_inputs: bool, shares: Shares | None) -> torch.Tensor:
+        """(tokens, inputs or outputs) times IA3's factors of each run."""
+        result = torch.empty_like(values)
+        for own, rows in self._runs(shares):
+            if of_inputs and len(own) > 1:
+                raise Unsupported("factors of an input that several maps share")
+            factors = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
             for adapter, outputs in zip(own, self._outputs, strict=True):
                 if adapter.factors is not None and adapter.of_inputs is of_inputs:
-                    if of_inputs and len(own) > 1:
-                        raise Unsupported("factors of an input that several maps share")
-                    factors[run, 0, slice(None) if of_inputs else outputs] = adapter.factors.detach().flatten()
-        return factors
+                    factors[slice(None) if of_inputs else outputs] = adapter.factors.detach().flatten()
+            torch.mul(values[rows], factors, out=result[rows])
+        return result
 
-    def _factor_gradients(self, products: torch.Tensor, of_inputs: bool, found: Gradients) -> None:
-        sums = products.sum(1, dtype=torch.float32)
-        for own, total in zip(self.adapters, sums, strict=True):
+    def _factor_gradients(
+        self, products: torch.Tensor, of_inputs: bool, shares: Shares | None, found: Gradients
+    ) -> None:
+        for own, rows in self._runs(shares):
             for adapter, outputs in zip(own, self._outputs, strict=True):
                 factors = adapter.factors
                 if factors is not None and adapter.of_inputs is of_inputs and factors.requires_grad:
-                    found[factors] = total[slice(None) if of_inputs else outputs].view(factors.shape)
+                    columns = slice(None) if of_inputs else outputs
+                    found[factors] = products[rows, columns].sum(0, dtype=factors.dtype).view(factors.shape)
 
     def _own_gradients(self, gradient: torch.Tensor, given: torch.Tensor | None, found: Gradients) -> None:
         weights = [linear.weight.requires_grad for linear in self._linears]
@@ -275,36 +272,15 @@ def _joined(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _alike(loras: Sequence[Lora | None]) -> list[slice]:
-    """Neighbouring runs that are stacked: of ranks up to twice the lowest, so that little is multiplied by zeros."""
-    found: list[slice] = []
-    lowest = 0
-    for run, lora in enumerate(loras):
-        if lora is None:
-            continue
-        rank = lora.down.shape[0]
-        if found and found[-1].stop == run and lowest <= rank <= 2 * lowest:
-            found[-1] = slice(found[-1].start, run + 1)
-        else:
-            found.append(slice(run, run + 1))
-            lowest = rank
-    return found
+def _dropped(lora: Lora, training: bool) -> int:
+    """256ths of its inputs."""
+    return in_bytes(getattr(lora.dropout, "p", 0.0)) if training else 0
 
 
-@torch.no_grad()
-def _stack(
-    place: int, outputs: slice, runs: slice, loras: Sequence[Lora | None], dtype: torch.dtype, training: bool
-) -> _Stack:
-    own = [lora for lora in loras if lora is not None]
-    rank, device = max(lora.down.shape[0] for lora in own), own[0].down.device
-    down = torch.zeros(len(own), rank, own[0].down.shape[1], dtype=dtype, device=device)
-    up = torch.zeros(len(own), own[0].up.shape[0], rank, dtype=dtype, device=device)
-    drops = [in_bytes(getattr(lora.dropout, "p", 0.0)) if training else 0 for lora in own]
-    scales = [256 / (256 - dropped) for dropped in drops]
-    for run, lora in enumerate(own):
-        down[run, : lora.down.shape[0]] = lora.down * scales[run]
-        up[run, :, : lora.up.shape[1]] = lora.up * lora.scaling
-    if len(set(drops)) == 1:
-        return _Stack(place, outputs, runs, down, up, drops[0], scales)
-    by_run = torch.tensor(drops, dtype=torch.uint8, device=device)[:, None, None]
-    return _Stack(place, outputs, runs, down, up, by_run, scales)
+def _scale(dropped: int) -> float:
+    """What kept inputs are multiplied by."""
+    return 256 / (256 - dropped)
+
+
+def _fours(flat: Tape) -> Iterator[Tape]:
+    return (flat[start : start + 4] for start in range(0, len(flat), 4))

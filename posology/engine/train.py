@@ -23,6 +23,7 @@ from posology.engine.recipe import make_recipe
 from posology.engine.record import scoring, summary, task_record, versions
 from posology.engine.run import Run, test, training_documents
 from posology.engine.stopping import interruptible
+from posology.engine.training import Watch
 from posology.errors import Interrupted, UserError
 from posology.evaluation.statistics import clean
 from posology.files import check_free, check_writable
@@ -48,6 +49,7 @@ def train(
     fresh: bool = False,
     checkpoint_seconds: float = EVERY_SECONDS,
     keep_activations: Path | str | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Adapts a backbone to a prepared task and writes the artifact.
 
@@ -81,6 +83,9 @@ def train(
         keep_activations: a folder in which to keep what layers below the first trained one make of the documents (see
             `posology.engine.activations`), and to take it from, in this run and in others with the same backbone and
             documents. Without it they are gone when the run is done.
+        watch: is called after each evaluation with its `epoch`, `step`, training `seconds`, `loss`, and `score` on
+            validation. Where it returns True, training ends, `stopped` says "pruned", and the best state so far is kept
+            and scored. Evaluations from before an interruption are not told again. Baselines have none.
 
     Returns:
         What `posology train --json` prints: `artifact`, `metrics`, `seconds`, `trainable_parameters` and the rest of
@@ -131,6 +136,7 @@ def train(
                 checkpoint=checkpoint,
                 token_budget=run.tokens(),
                 activations=run.activations,
+                watch=watch,
             )
             return run.finish(result)
 

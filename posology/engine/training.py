@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ from posology.engine.recipe import Recipe
 from posology.errors import UserError
 
 _PACES = 16
+Watch = Callable[[dict[str, float]], bool]
+"""Is called after each evaluation with its entry of `Fit.evaluations`; True ends the training."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Fit:
         documents: documents trained on, repetitions included.
         tokens: real pieces trained on, repetitions included.
         resumed: how often it was continued from a checkpoint.
-        stopped: why training ended: `epochs`, `patience`, `seconds`, `diverged` or `interrupted`; None before.
+        stopped: why training ended: `epochs`, `patience`, `seconds`, `diverged`, `pruned` (whoever watched it had seen
+            enough) or `interrupted`; None before.
     """
 
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -99,6 +102,7 @@ class Training:
         device: where losses are computed.
         seed: of the order of documents.
         budget: time.
+        watch: whether an evaluation is to be the last; it then ends with the best state so far, as with any other.
 
     Attributes:
         weights: as given.
@@ -119,11 +123,12 @@ class Training:
         device: torch.device | str = "cpu",
         seed: int,
         budget: Budget | None = None,
+        watch: Watch | None = None,
     ):
         self.weights, self.fit = dict(weights), Fit()
         self.best_state: dict[str, torch.Tensor] | None = None
         self._encoded, self._recipe, self._kind = encoded, recipe, kind
-        self._seed, self._budget = seed, budget or Budget()
+        self._seed, self._budget, self._watch = seed, budget or Budget(), watch
         self._pieces = np.array([sum(len(window.ids) for window in own) for own in encoded.windows])
         self._targets = np.concatenate([np.atleast_1d(target) for target in targets])
         counts = [np.size(target) for target in targets]
@@ -290,7 +295,7 @@ class Training:
     def evaluation_due(self) -> bool:
         """Whether to evaluate before anything else: after each epoch, by time, and at the end."""
         fit = self.fit
-        if fit.stopped in ("patience", "diverged") or fit.steps == (
+        if fit.stopped in ("patience", "diverged", "pruned") or fit.steps == (
             fit.evaluations[-1]["step"] if fit.evaluations else 0
         ):
             return False
@@ -305,7 +310,8 @@ class Training:
         return self.fit.stopped is not None and not self.evaluation_due
 
     def record(self, metrics: Mapping[str, float], metric: str, seconds: float) -> bool:
-        """Notes an evaluation of the weights as they are, keeps them where they are the best, and counts patience.
+        """Notes an evaluation of the weights as they are, keeps them where they are the best, counts patience, and asks
+        whoever watches.
 
         Patience is counted in epochs, however many evaluations fall into one: training ends at the first evaluation
         that comes at least `patience` epochs of steps after the best one.
@@ -338,15 +344,17 @@ class Training:
             }
         )
         self._loss_sum, self._loss_count = 0.0, 0
-        if fit.best is None or score > fit.evaluations[fit.best]["score"]:
+        better = fit.best is None or score > fit.evaluations[fit.best]["score"]
+        if better:
             fit.best, fit.metrics = len(fit.evaluations) - 1, dict(metrics)
             self.best_state = {name: weight.detach().clone() for name, weight in self.weights.items()}
-            return True
-        best = fit.evaluations[fit.best]
+        best = fit.evaluations[fit.best or 0]
         # A tagger that finds nothing yet is still on its way: its score of 0 says nothing about progress.
         if best["score"] > 0 and fit.steps - best["step"] >= self._recipe.patience * self.steps_per_epoch:
             fit.stopped = fit.stopped or "patience"
-        return False
+        if self._watch is not None and self._watch(dict(fit.evaluations[-1])):
+            fit.stopped = fit.stopped or "pruned"
+        return better
 
     @torch.no_grad()
     def restore_best(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,13 @@ def carry_out(
 
         executor = LocalExecutor()
     keys = ledger.add(study, cells, source=source, title=title)
+    folder = ledger.artifacts
+    if watch is None:  # who does not end runs early wants those whole that somebody else did
+        _forget(ledger, ledger.pruned(study))
     known = {key: ledger.state(key) for key in keys}
     missing = [key for key, state in known.items() if state != "done" and (retry or state != "failed")]
     ledger.open_again(missing)
     by_key = dict(zip(reversed(keys), reversed(cells), strict=True))
-    folder = ledger.artifacts
     folder.mkdir(mode=0o700, exist_ok=True)
     jobs = [Job(key, by_key[key], Path(folder / key)) for key in missing]
     if len(jobs) < len(known):
@@ -66,6 +69,12 @@ def carry_out(
         )
     _drive(ledger, study, jobs, executor, watch, len(known))
     return [ledger.run(key) for key in keys]
+
+
+def _forget(ledger: Ledger, keys: Sequence[str]) -> None:
+    for key in keys:
+        shutil.rmtree(ledger.artifacts / key, ignore_errors=True)
+    ledger.forget(keys)
 
 
 def _drive(

@@ -178,6 +178,13 @@ class Ledger:
                 [(key,) for key in keys],
             )
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """Makes runs pending whatever they gave; their results are lost."""
+        with self._transaction():
+            own = [(key,) for key in keys]
+            for change in ("DELETE FROM evaluations", "UPDATE runs SET state = 'pending', result = NULL, value = NULL"):
+                self._connection.executemany(f"{change} WHERE key = ?", own)
+
     def begin(self, key: str, worker: str | None = None) -> None:
         """A worker has taken a run."""
         with self._transaction() as run:
@@ -256,6 +263,15 @@ class Ledger:
         rows = self._connection.execute(
             "SELECT key FROM cells JOIN runs USING (key) WHERE study = ? AND (? IS NULL OR state = ?) ORDER BY position",
             (study, state, state),
+        )
+        return [row["key"] for row in rows]
+
+    def pruned(self, study: str) -> list[str]:
+        """The runs of a study that somebody ended early, since others were ahead."""
+        rows = self._connection.execute(
+            "SELECT key FROM cells JOIN runs USING (key) WHERE study = ? "
+            "AND json_extract(result, '$.training.stopped') = 'pruned'",
+            (study,),
         )
         return [row["key"] for row in rows]
 

@@ -156,7 +156,9 @@ def _devices(wanted: int | None) -> list[str | None]:
 
 
 def _start(device: str | None, sharing: int) -> _Worker:
-    context = multiprocessing.get_context("spawn")
+    # A server that has imported everything forks the workers: they are there at once, also in the next study.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["posology.study.work"])
     here, there = context.Pipe()
     process: Any = context.Process(target=_work, args=(there, device, sharing, console.QUIET), daemon=True)
     process.device, process.sharing = device, sharing

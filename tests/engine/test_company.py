@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from posology.corpus.document import Document, Span
 from posology.corpus.tags import words_of
 from posology.engine.adapted import Adapted
-from posology.engine.company import Company, Member, dealt
-from posology.engine.encode import Encoder
+from posology.engine.company import Company, Member, cut
+from posology.engine.encode import Encoder, Window
 from posology.engine.loop import fit, make_training
 from posology.engine.methods import adapt
 from posology.engine.precision import decide
@@ -44,7 +44,7 @@ def frozen(kind: str, outputs: int) -> PreTrainedModel:
 class Run:
     """One run, made anew for each use, so that it starts from the same weights."""
 
-    def __init__(self, kind: str, method: str, seed: int, texts: int = 10, **overrides: Any):
+    def __init__(self, kind: str, method: str, seed: int, texts: Sequence[int] = range(10), **overrides: Any):
         self.kind, self.method, self.seed, self.texts = kind, method, seed, texts
         self.overrides = {**EXACT, **({"adapter_dropout": 0.0} if "lora" in method else {}), **overrides}
         self.error: Diverged | None = None
@@ -64,7 +64,7 @@ class Run:
                 words=words_of(text),
                 spans=[Span(0, text.find(" ") if " " in text else len(text), "X")] if self.kind == KINDS[1] else [],
             )
-            for index, text in enumerate(TEXTS[: self.texts])
+            for index, text in enumerate(TEXTS[number] for number in self.texts)
         ]
         encoded = Encoder(tokenizer(), CONFIGS["bert"](), recipe, self.kind).encode(documents)
         goals = targets(documents, self.kind, ["a", "b"] if self.kind == KINDS[0] else ["X"])
@@ -129,8 +129,8 @@ RUNS = {
     "methods": lambda: [Run(KINDS[0], method, 3) for method in ("lora", "rslora", "ia3", "head")],
     "tasks and data": lambda: [
         Run(KINDS[0], "lora", 1),
-        Run(KINDS[1], "lora", 2, texts=7),
-        Run(KINDS[0], "ia3", 3, texts=3),
+        Run(KINDS[1], "lora", 2, texts=range(7)),
+        Run(KINDS[0], "ia3", 3, texts=range(3)),
     ],
     "top layers": lambda: [Run(KINDS[1], "lora", seed, top_layers=seed) for seed in (1, 2)],
     "heads": lambda: [Run(kind, "head", 5, learning_rate=rate) for kind in KINDS for rate in (1e-2, 1e-3)],
@@ -144,6 +144,26 @@ def test_runs_in_company_end_as_alone(make: Callable[[], list[Run]], tokens: int
     alone = [run.alone() for run in runs]
     together(runs, tokens=tokens)
     assert_as_alone(runs, alone)
+
+
+def test_runs_of_very_unlike_lengths_end_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [
+        Run(KINDS[0], "lora", 1, texts=(2, 8, 2, 8), max_length=90),
+        Run(KINDS[1], "lora", 2, texts=(1, 4, 6), batch_size=1),
+        Run(KINDS[1], "ia3", 3, texts=(4, 9, 2)),
+        Run(KINDS[0], "head", 4, texts=(1, 4), batch_size=2),
+    ]
+    alone = [run.alone() for run in runs]
+    hidden, present = Company._hidden, []
+
+    def noted(self: Company, parts: Any) -> Any:
+        present.append(len(parts))
+        return hidden(self, parts)
+
+    monkeypatch.setattr(Company, "_hidden", noted)
+    together(runs, tokens=60)
+    assert_as_alone(runs, alone)
+    assert min(present) == 1 < max(present)  # the long texts of one run were by themselves
 
 
 def test_runs_leave_and_enter_while_others_go_on() -> None:
@@ -184,8 +204,18 @@ def test_the_frozen_weights_are_in_memory_once() -> None:
     assert places[0] and places[0] == places[1] == places[2]
 
 
-def test_units_are_dealt_out_evenly() -> None:
-    units: list[Any] = [[size] for size in (9, 1, 5, 3, 3, 2, 1)]
-    groups = dealt(units, [unit[0] for unit in units], 3)
-    assert sorted(np.concatenate(groups).tolist()) == [1, 1, 2, 3, 3, 5, 9]
-    assert max(map(sum, groups)) == 9 and min(map(sum, groups)) >= 7
+def window(size: int) -> Window:
+    return Window(0, np.zeros(size, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def test_batches_are_cut_into_rows_of_like_sizes_whosever_they_are() -> None:
+    texts = [[9, 1, 5], [3, 3, 2, 1, 20], [], [40]]
+    rows = cut([[[window(size)] for size in own] for own in texts], 25)
+    sizes = [{run: [len(one.ids) for one in own] for run, own in row.items()} for row in rows]
+    assert sizes == [{3: [40]}, {0: [9], 1: [20]}, {0: [5, 1], 1: [3, 3, 2, 1]}]
+
+
+def test_windows_of_one_document_stay_together() -> None:
+    rows = cut([[[window(5), window(5), window(5)]], [[window(5)], [window(4)]]], 8)
+    assert [len(row[0]) for row in rows if 0 in row] == [3]
+    assert sum(len(own) for row in rows for own in row.values()) == 5

@@ -12,6 +12,7 @@ from posology.engine import attention, layers, projection
 from posology.engine.attention import Segments
 from posology.engine.layers import Input, Layer
 from posology.engine.methods import adapt
+from posology.engine.projection import shares_of
 from posology.engine.recipe import make_recipe
 from tests.engine.test_packed import windows
 from tests.engine.tiny import KINDS, task_model
@@ -31,14 +32,15 @@ def written(method: str, seed: int = 0, **overrides: Any) -> Layer:
     return layer
 
 
-def given(layer: Layer, *, read: torch.Tensor | None = None, training: bool = True, copies: int = 1) -> Input:
-    return Input(Segments(np.tile(LENGTHS, copies)), (None, None), read, torch.float64, training)
+def given(
+    layer: Layer, *, read: torch.Tensor | None = None, training: bool = True, lengths: np.ndarray = LENGTHS
+) -> Input:
+    return Input(Segments(lengths), (None, None), read, torch.float64, training)
 
 
-def every_third(shape: torch.Size, dropped: int | torch.Tensor, device: torch.device) -> torch.Tensor:
+def every_third(shape: torch.Size, dropped: int, device: torch.device) -> torch.Tensor:
     """In place of random decisions: some that are always the same."""
-    mine = (torch.arange(shape.numel(), device=device) % 3 > 0).to(torch.uint8).view(shape)
-    return torch.where(torch.as_tensor(dropped).int() > 0, mine, torch.ones_like(mine))
+    return (torch.arange(shape.numel(), device=device) % 3 > 0).to(torch.uint8).view(shape)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "ia3", "bitfit", "layernorm"])
@@ -65,43 +67,79 @@ def test_no_gradient_is_made_for_hidden_states_that_need_none() -> None:
     assert hidden.grad is None and all(weight.grad is not None for weight in layer.trained())
 
 
-@pytest.mark.parametrize(
-    "others", [("lora", "lora"), ("lora", "ia3", "head"), ("ia3", "ia3"), ("lora",) * 3, ("head", "lora")]
-)
-def test_runs_in_one_row_get_what_each_gets_alone(others: tuple[str, ...]) -> None:
+TEXTS = [np.array([5, 1, 3, 5]), np.array([20]), np.array([2, 2])]
+"""Lengths of the texts of three runs: of unlike numbers of tokens."""
+
+
+def on_one_backbone(methods: tuple[str, ...], **overrides: Any) -> list[Layer]:
     ranks = [2, 8, 3]
     runs = [
-        written(method, seed, **({"rank": ranks[seed], "alpha": 5 + seed} if method == "lora" else {}))
-        for seed, method in enumerate(others)
+        written(method, seed, **({"rank": ranks[seed], "alpha": 5 + seed, **overrides} if method == "lora" else {}))
+        for seed, method in enumerate(methods)
     ]
     for run in runs[1:]:  # the frozen weights are one and the same
         for mine, theirs in zip(run.projections, runs[0].projections, strict=True):
             mine._linears = theirs._linears
         run._norms = runs[0]._norms
         run._parameters = []
-    tokens = int(LENGTHS.sum())
-    hidden = torch.randn(len(runs) * tokens, 32, dtype=torch.float64, requires_grad=True)
-    goal = torch.randn(len(runs) * tokens, 32, dtype=torch.float64)
-    alone = torch.cat(
-        [run(part, given(run, training=False)) for run, part in zip(runs, hidden.split(tokens), strict=True)]
-    )
-    weights = [weight for run in runs for weight in run.trained()]
+    return runs
+
+
+@pytest.mark.parametrize(
+    "others", [("lora", "lora"), ("lora", "ia3", "head"), ("ia3", "ia3"), ("lora",) * 3, ("head", "lora")]
+)
+@pytest.mark.parametrize("absent", [None, 0, 1])
+@pytest.mark.parametrize("some", [False, True])
+def test_runs_in_one_row_get_what_each_gets_alone(others: tuple[str, ...], absent: int | None, some: bool) -> None:
+    runs = on_one_backbone(others)
+    texts = [own if number != absent else own[:0] for number, own in enumerate(TEXTS[: len(runs)])]
+    tokens = [int(own.sum()) for own in texts]
+    reads = [torch.arange(0, count, 3) for count in tokens]
+    hidden = torch.randn(sum(tokens), 32, dtype=torch.float64, requires_grad=True)
+    rows = hidden.split(tokens)
+    present = [number for number, count in enumerate(tokens) if count]
+    alone = torch.cat([
+        runs[number](rows[number], given(runs[number], read=reads[number] if some else None, training=False,
+                                         lengths=texts[number]))
+        for number in present
+    ])  # fmt: skip
+    goal = torch.randn(len(alone), 32, dtype=torch.float64)
+    weights = [weight for number in present for weight in runs[number].trained()]
+    away = [weight for number, run in enumerate(runs) if number == absent for weight in run.trained()]
     expected = torch.autograd.grad((alone * goal).sum(), [hidden, *weights])
     lead = runs[0]
     lead.share(runs)
-    together = lead(hidden, given(lead, training=False, copies=len(runs)))
+    shares = shares_of(tokens), shares_of(map(len, reads))
+    starts = np.cumsum([0, *tokens])
+    read = torch.cat([own + int(start) for own, start in zip(reads, starts, strict=False)]) if some else None
+    row = given(lead, read=read, training=False, lengths=np.concatenate(texts))._replace(shares=shares)
+    together = lead(hidden, row)
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(torch.autograd.grad((together * goal).sum(), [hidden, *weights]), expected)
+    if away:
+        assert set(torch.autograd.grad(lead(hidden, row).sum(), away, allow_unused=True)) == {None}
 
 
-def test_adapters_drop_at_their_own_rates() -> None:
-    runs = [written("lora", seed, rank=4, adapter_dropout=rate) for seed, rate in enumerate((0.0, 0.5))]
+def test_adapters_drop_at_their_own_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def kept(shape: torch.Size, dropped: int, device: torch.device) -> torch.Tensor:
+        asked.append((shape[0], dropped))
+        return torch.ones(shape, dtype=torch.uint8)
+
+    monkeypatch.setattr(projection, "kept", kept)
+    runs = [written("lora", seed, rank=4, adapter_dropout=rate) for seed, rate in enumerate((0.0, 0.5, 0.25))]
     lead = runs[0]
     lead.share(runs)
-    stacks = lead.projections[0]._stack(torch.float64, True)
-    assert [stack.drops.flatten().tolist() for stack in stacks] == [[0, 128]] * 2  # type: ignore[union-attr]
-    assert [stack.scales for stack in stacks] == [[1.0, 2.0]] * 2
-    assert [stack.drops for stack in lead.projections[0]._stack(torch.float64, False)] == [0, 0]
+    tokens = torch.randn(12, 32, dtype=torch.float64)
+    own = lead.projections[0]
+    dropping, still = (own.forward(tokens, [], training, shares_of((3, 4, 5))) for training in (True, False))
+    assert asked == [(4, 128)] * 2 + [(5, 64)] * 2  # on query and value
+    torch.testing.assert_close(dropping[:3], still[:3])
+    parts = slice(3, 7), slice(7, 12)
+    frozen = written("head").projections[0].forward(tokens, [], False)
+    for rows, scale in zip(parts, (2.0, 4 / 3), strict=True):  # nothing was dropped, so that all is scaled
+        torch.testing.assert_close(dropping[rows] - frozen[rows], scale * (still[rows] - frozen[rows]))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import posology
 from posology.engine import company, many
+from posology.engine.run import Run
 from posology.errors import Interrupted, UserError
 from posology.tasks.prepared import PreparedTask
 from tests.engine.tiny import save_backbone
@@ -56,6 +57,27 @@ def test_each_ends_as_by_itself(runs: list[dict[str, Any]], tmp_path: Path, capf
         assert posology.evaluate(run["out"], run["data"])["metrics"] == result["metrics"]
 
 
+def test_watching_ends_a_run_and_results_come_one_by_one(runs: list[dict[str, Any]]) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+    came: list[tuple[int, dict[str, Any]]] = []
+
+    def watch(number: int, evaluation: dict[str, float]) -> bool:
+        seen.append((number, evaluation))
+        return number in (1, 4)  # one in company, and one alone
+
+    results = posology.train_many(runs, watch=watch, done=lambda number, result: came.append((number, result)))
+    assert [result["training"]["stopped"] for result in results] == ["epochs", "pruned", "epochs", "epochs", "pruned"]
+    for number, result in enumerate(results):
+        evaluations = result["training"]["evaluations"]
+        assert [evaluation for other, evaluation in seen if other == number] == evaluations
+        assert len(evaluations) == (2 if number in (0, 2) else 1)
+        assert result["metrics"][result["metric"]]["value"] is not None
+        assert posology.evaluate(runs[number]["out"], runs[number]["data"])["metrics"] == result["metrics"]
+    order = [number for number, _ in came]  # that in which they ended
+    assert set(order[:2]) == {1, 3} and set(order[2:4]) == {0, 2} and order[4] == 4
+    assert all(result is results[number] for number, result in came)
+
+
 def test_only_runs_that_agree_keep_company(runs: list[dict[str, Any]], backbone: Path) -> None:
     from posology.engine.many import _asked, _grouped
 
@@ -95,9 +117,29 @@ def test_one_that_fails_does_not_take_the_others_with_it(
         return training
 
     monkeypatch.setattr(many, "make_training", broken)
-    results = posology.train_many(runs[:3])
+    came: list[int] = []
+    results = posology.train_many(runs[:3], done=lambda number, _: came.append(number))
     assert ["failed" in result for result in results] == [False, True, False]
+    assert came[0] == 1 and sorted(came) == [0, 1, 2]
     assert "training diverged" in results[1]["failed"] and not runs[1]["out"].exists()
+
+
+def test_whatever_a_user_can_mend_fails_one_run_only(
+    runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    read = Run.read
+
+    def unreadable(self: Run) -> None:
+        read(self)
+        if self.out.name == "a":
+            raise UserError("cannot be read", "Mend it", self.out)
+
+    monkeypatch.setattr(Run, "read", unreadable)
+    monkeypatch.setattr(Run, "validate", lambda self: {self.task.metric: float("nan") if self.out.name == "b" else 0.5})
+    results = posology.train_many([*runs[:3], {**runs[4], "out": tmp_path / "f" / "a"}])
+    assert ["failed" in result for result in results] == [True, True, False, True]
+    assert "cannot be read" in results[0]["failed"] and "undefined" in results[1]["failed"]
+    assert posology.load(runs[2]["out"]) is not None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,5 @@
+"""`python -m posology.cli`."""
+
+from posology.cli import main
+
+main()

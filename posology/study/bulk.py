@@ -1,0 +1,226 @@
+"""Prediction over many files on a Ray cluster: each file one piece of work, each worker one copy of the model.
+
+Only names of files and counts go through Ray, no texts: workers read the inputs and write the answers themselves, in
+folders that all nodes share.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from posology import console
+from posology.errors import UserError
+from posology.files import sha256, staged_file, write_json
+from posology.study.cluster import LOOK_SECONDS, proofs
+from posology.study.connection import connected
+from posology.study.resources import Resources
+from posology.study.worker import check_shared, prepare
+
+FAILED = "failed.jsonl"
+_MADE_BY = "predictions.json"
+_SUFFIXES = (".jsonl", ".csv", ".parquet")
+_DEATHS = 2
+"""How often a file that takes its worker with it is tried again."""
+
+
+def predict_files(
+    artifact: Path | str,
+    inputs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    address: str | None = None,
+    cpus: float | None = None,
+    gpus: float = 0,
+    memory: int | None = None,
+    suffix: str = ".jsonl",
+    text: str | None = None,
+    id: str | None = None,
+    text_pair: str | None = None,
+    encoding: str = "utf-8",
+    quoting: bool = True,
+    drop_empty: bool = False,
+    backbone: str | None = None,
+    with_text: bool = False,
+) -> dict[str, Any]:
+    """Predicts for many files (or folders of .txt files), each into a file of its own below `out`, as `predict` does.
+
+    Called again, it does what is missing: files without answers, and those that have changed since. Answers appear as a
+    whole or not at all. Files that cannot be read are listed in `failed.jsonl` (`input`, `problem`), and the others done.
+
+    Args:
+        artifact: a folder that `train` wrote.
+        inputs: what `predict` takes; no two with the same name before the ending.
+        out: a folder; may be there from an earlier call with the same artifact and options.
+        address, cpus, gpus, memory: the cluster, and what one worker gets of it; see `RayExecutor`.
+        suffix: of the answers: .jsonl, .csv or .parquet.
+        text, id, text_pair, encoding, quoting, drop_empty, backbone, with_text: as in `predict`.
+
+    Returns:
+        `out`, `files`, of these `done` now, `skipped` since they were done before, and `failed`; `documents` done now.
+
+    Raises:
+        UserError: the cluster cannot be reached, the artifact cannot be read, or `out` holds answers of another one.
+    """
+    out, folder = Path(out), Path(artifact)
+    if suffix not in _SUFFIXES:
+        raise UserError(f"{suffix!r} is no ending of answers", f"Give one of {', '.join(_SUFFIXES)}", "suffix")
+    resources = Resources(cpus, gpus, memory)
+    reading = {"text": text, "id": id, "text_pair": text_pair}
+    options = {"encoding": encoding, "quoting": quoting, "drop_empty": drop_empty, "with_text": with_text}
+    targets = _targets([Path(path).absolute() for path in inputs], out.absolute(), suffix)
+    _check_made_by(out, folder, {**reading, **options, "suffix": suffix})
+    waiting = [(source, target) for source, target in targets.items() if not _done(source, target)]
+    problems: dict[str, str | None] = {}
+    documents = 0
+    if waiting:
+        with connected(address) as ray, proofs() as proof, console.progress("predicting", len(waiting)) as advance:
+            while not (slots := resources.slots(ray)):
+                time.sleep(LOOK_SECONDS)
+            settings = {"artifact": folder.absolute(), "backbone": backbone, "columns": reading, "options": options}
+            worker = {"proof": proof(out), "threads": resources.threads, "gpu": gpus > 0}
+            for row in _rows(waiting, min(slots, len(waiting)), resources, settings | worker):
+                problems[row["input"]] = row["problem"]
+                documents += row["documents"]
+                advance()
+    for source, _target in waiting:  # Ray gave up on what is missing
+        problems.setdefault(str(source), f"its worker died, {_DEATHS + 1} times")
+    failed = {source: problem for source, problem in problems.items() if problem is not None}
+    _list_failed(out, failed)
+    done = len(waiting) - len(failed)
+    return {
+        "out": str(out),
+        "files": len(targets),
+        "done": done,
+        "skipped": len(targets) - len(waiting),
+        "failed": len(failed),
+        "documents": documents,
+    }
+
+
+def _rows(
+    waiting: Sequence[tuple[Path, Path]], workers: int, resources: Resources, settings: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Does the files; yields for each, as it ends, `input`, `problem` and `documents`. Some may never come."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is in `failed.jsonl`
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a file may take hours
+    context.max_errored_blocks = -1  # of one file each
+    with ray.data.DataContext.current(context):
+        items = [{"input": str(source), "out": str(target)} for source, target in waiting]
+        found = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            _FilePredictor,
+            fn_constructor_kwargs={"settings": settings},
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=2),
+            ray_remote_args_fn=lambda: {"max_task_retries": _DEATHS},
+            **resources.options,
+        )
+        yield from found.iter_rows()
+
+
+class _FilePredictor:
+    """What a worker holds: the model, loaded when the first file comes."""
+
+    def __init__(self, settings: dict[str, Any]):
+        prepare(settings["threads"], settings["gpu"])
+        self._settings = settings
+        self._readers: Any = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Answers one file."""
+        result: dict[str, Any] = {"input": row["input"], "problem": None, "documents": 0}
+        try:
+            result["documents"] = self._predict(Path(row["input"]), Path(row["out"]))
+        except UserError as error:
+            result["problem"] = str(error)
+        except Exception as error:  # the text of such an error may quote anything
+            result["problem"] = f"{type(error).__name__} while it was predicted"
+        return result
+
+    def _predict(self, source: Path, target: Path) -> int:
+        from posology.corpus.tabular import Columns
+        from posology.engine.artifact import load
+        from posology.engine.predict import Inputs, _check_pairs, _joined, _schema, _writer, rows_of
+        from posology.engine.shared import Readers
+
+        settings, options = self._settings, dict(self._settings["options"])
+        check_shared(settings["proof"])
+        if self._readers is None:
+            self._readers = Readers([load(settings["artifact"], backbone=settings["backbone"])])
+        (model,) = self._readers.models
+        with_text = options.pop("with_text")
+        inputs = Inputs(source, Columns(**settings["columns"]), **options)
+        _check_pairs(model, inputs.paired, settings["artifact"])
+        names = [settings["artifact"].name]
+        with _writer(target, _schema([model], names, with_text)) as write:
+            for block in inputs.blocks():
+                (answers,) = self._readers.answer(block, lambda amount: None)
+                write(_joined(block, names, [rows_of(model, answers)], with_text))
+        return inputs.documents
+
+
+def _targets(inputs: Sequence[Path], out: Path, suffix: str) -> dict[Path, Path]:
+    """Where the answers to each input go: by its name, so that a later call finds them whatever else it is given."""
+    targets: dict[Path, Path] = {}
+    taken: dict[Path, Path] = {}
+    for source in inputs:
+        if not source.exists():
+            raise UserError("does not exist", "Check the path", source)
+        bare = source.with_suffix("") if source.suffix == ".gz" else source
+        target = out / f"{bare.name if source.is_dir() else bare.stem}{suffix}"
+        if target.name == FAILED:
+            raise UserError(f"its answers would be called {FAILED}, as the list of failures is", "Rename it", source)
+        if taken.setdefault(target, source) != source:
+            raise UserError(f"has the name of {taken[target]}", "Rename one, or give them another --out", source)
+        targets[source] = target
+    if not targets:
+        raise UserError("there are no files to predict for", "Name at least one", "inputs")
+    return targets
+
+
+def _check_made_by(out: Path, artifact: Path, options: dict[str, Any]) -> None:
+    """Notes what makes the answers in a folder.
+
+    Raises:
+        UserError: something else has made those that are there.
+    """
+    if not artifact.is_dir():
+        raise UserError("is no artifact", "Name a folder that `posology train` wrote", artifact)
+    files = {path.name: sha256(path) for path in sorted(artifact.iterdir()) if path.is_file()}
+    made = {"artifact": files, "options": options}
+    if out.is_dir() and any(path.name != _MADE_BY for path in out.iterdir()):
+        try:
+            before = json.loads((out / _MADE_BY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError("is not empty, and holds no predictions", "Name another folder", out) from None
+        if before != made:
+            raise UserError("holds predictions of another artifact, or with other options", "Name another folder", out)
+        return
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(out / _MADE_BY, made)
+
+
+def _done(source: Path, target: Path) -> bool:
+    """Whether a file has answers that are younger than it is."""
+    if not target.exists():
+        return False
+    changed = max(path.stat().st_mtime for path in [source, *(source.glob("*.txt") if source.is_dir() else [])])
+    return target.stat().st_mtime >= changed
+
+
+def _list_failed(out: Path, failed: dict[str, str]) -> None:
+    """Writes the list of failures of this call, or removes that of the last one."""
+    (out / FAILED).unlink(missing_ok=True)
+    if not failed:
+        return
+    with staged_file(out / FAILED) as staging:
+        lines = [json.dumps({"input": source, "problem": failed[source]}, ensure_ascii=False) for source in failed]
+        staging.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    console.say(f"{len(failed):,} files failed: {out / FAILED} says why")

@@ -1,0 +1,267 @@
+"""Studies on this machine: every run once, whoever is killed, with the results of runs by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import posology
+from posology.errors import Interrupted, UserError
+from posology.study.cell import Cell
+from posology.study.driver import carry_out
+from posology.study.executor import Event, Job
+from posology.study.ledger import Ledger
+from posology.study.local import LocalExecutor
+from posology.study.work import carry_out_job, finished
+from posology.tasks.prepared import PreparedTask
+from tests.study.driving import make_cells
+
+
+def weights(folder: Path) -> dict[str, list[float]]:
+    (file,) = [path for path in folder.glob("*.safetensors")]
+    return {name: tensor.flatten().tolist() for name, tensor in load_file(file).items()}
+
+
+class Recorded:
+    """An executor that answers from memory, and says what it was given."""
+
+    def __init__(self, *events: Event):
+        self.events, self.given, self.stopped = events, list[str](), list[str]()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
+        self.given += [job.key for job in jobs]
+        yield from self.events
+
+    def stop(self, key: str) -> None:
+        self.stopped.append(key)
+
+
+@pytest.fixture
+def cells(backbone: Path, classification: PreparedTask) -> list[Cell]:
+    return make_cells(classification.folder, backbone, 4, 2)
+
+
+def test_keys_are_of_what_a_run_is_and_not_of_what_it_is_called(
+    cells: list[Cell], backbone: Path, classification: PreparedTask, tmp_path: Path
+) -> None:
+    cell = cells[0]
+    copy = tmp_path / "copy"
+    copy.symlink_to(classification.folder)
+    same = [
+        cell.model_copy(update=change) for change in ({"task": "another name"}, {"data": copy}, {"max_memory": 10**9})
+    ]
+    assert {other.key() for other in same} == {cell.key()}
+    default = cell.overrides | {"rank": 8}  # what the recipe says anyway
+    assert cell.model_copy(update={"overrides": default}).key() == cell.key()
+    changes: list[dict[str, Any]] = [
+        {"seed": 99}, {"method": "ia3"}, {"shots": 4}, {"max_seconds": 9.0}, {"overrides": {"epochs": 3}},
+        {"recipe": "paper"}, {"backbone": f"{backbone}:1"}, {"evaluate_seconds": 1.0},
+    ]  # fmt: skip
+    others = [cell.model_copy(update=change).key() for change in changes]
+    assert len({cell.key(), *others}) == len(changes) + 1
+
+
+def test_a_study_does_each_run_once_and_reuses_them(cells: list[Cell], tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db", write=True) as ledger:
+        first = carry_out(ledger, "s", cells, LocalExecutor(company=False))
+        assert [run["state"] for run in first] == ["done"] * 4
+        assert [run["attempts"] for run in first] == [1] * 4
+        idle = Recorded()
+        again = carry_out(ledger, "other", [cell.model_copy(update={"task": "x"}) for cell in cells], idle)
+        assert idle.given == [] and [run["value"] for run in again] == [run["value"] for run in first]
+        for cell, run in zip(cells, first, strict=True):
+            alone = posology.train(**cell.arguments(), out=tmp_path / run["key"])
+            assert weights(tmp_path / run["key"]) == weights(Path(run["artifact"]))
+            assert run["result"]["metrics"] == alone["metrics"]
+            assert len(run["evaluations"]) == 2
+
+
+def test_runs_on_one_backbone_keep_company(cells: list[Cell], tmp_path: Path) -> None:
+    quiet = {"dropout": 0.0, "attention_dropout": 0.0, "adapter_dropout": 0.0}
+    cells = [cell.model_copy(update={"overrides": cell.overrides | quiet}) for cell in cells]
+    with Ledger(tmp_path / "ledger.db", write=True) as ledger:
+        runs = carry_out(ledger, "s", cells, LocalExecutor())
+    workers = {run["state"] for run in runs}
+    assert workers == {"done"}
+    for cell, run in zip(cells, runs, strict=True):
+        posology.train(**cell.arguments(), out=tmp_path / run["key"])
+        alone, together = weights(tmp_path / run["key"]), weights(Path(run["artifact"]))
+        for name, values in alone.items():
+            assert together[name] == pytest.approx(values, abs=1e-4), (cell.method, name)
+
+
+def test_watching_ends_a_run_with_its_best_state(cells: list[Cell], tmp_path: Path) -> None:
+    cell = cells[0].model_copy(update={"overrides": {**cells[0].overrides, "epochs": 50}})
+    with Ledger(tmp_path / "ledger.db", write=True) as ledger:
+        (run,) = carry_out(ledger, "s", [cell], LocalExecutor(), watch=lambda event: event.state == "evaluated")
+        assert run["result"]["training"]["stopped"] == "pruned"
+        assert len(run["evaluations"]) < 50 and run["value"] is not None
+        again = Recorded()
+        carry_out(ledger, "t", [cell], again, watch=lambda event: True)
+        assert again.given == []  # who prunes takes what was pruned
+        carry_out(ledger, "u", [cell], again)
+        assert again.given == [run["key"]] and not Path(run["artifact"]).exists()
+
+
+def test_events_become_rows_and_failures_are_not_tried_again_unasked(cells: list[Cell], tmp_path: Path) -> None:
+    keys = [cell.key() for cell in cells[:2]]
+    with Ledger(tmp_path / "ledger.db", write=True) as ledger:
+        failing = Recorded(Event(keys[0], "running"), Event(keys[0], "failed", problem="no such thing"))
+        runs = carry_out(ledger, "s", cells[:2], failing)
+        assert [run["state"] for run in runs] == ["failed", "pending"] and runs[0]["problem"] == "no such thing"
+        second, third = Recorded(), Recorded()
+        carry_out(ledger, "s", cells[:2], second)
+        carry_out(ledger, "s", cells[:2], third, retry=True)
+        assert (second.given, third.given) == (keys[1:], keys)
+
+
+def test_a_run_that_cannot_be_fails_alone(cells: list[Cell], tagging: PreparedTask, tmp_path: Path) -> None:
+    faulty = cells[0].model_copy(update={"overrides": {**cells[0].overrides, "learning_rate": 9.0, "epochs": 9}})
+    wrong = Cell(task="t", data=tagging.folder, backbone=None, method="dictionary", seed=3)
+    with Ledger(tmp_path / "ledger.db", write=True) as ledger:
+        runs = carry_out(ledger, "s", [wrong, faulty, cells[1]], LocalExecutor())
+        assert runs[0]["state"] == runs[2]["state"] == "done"
+        with pytest.raises(UserError, match="dictionari"):
+            carry_out(ledger, "t", [cells[1].model_copy(update={"method": "dictionari"})], LocalExecutor())
+
+
+def test_what_was_finished_but_not_recorded_is_not_done_again(cells: list[Cell], tmp_path: Path) -> None:
+    job = Job(cells[0].key(), cells[0], tmp_path / "run")
+    assert finished(job) is None
+    seen: list[Event] = []
+    first = carry_out_job(job, seen.append)
+    assert first.state == "done" and [event.state for event in seen] == ["running", "evaluated", "evaluated"]
+    assert finished(job) == first.result
+    seen.clear()
+    assert carry_out_job(job, seen.append).result == first.result and seen == []
+
+
+def _start(ledger: Path, task: PreparedTask, backbone: Path, runs: int, epochs: int) -> subprocess.Popen[bytes]:
+    arguments = [str(ledger), str(task.folder), str(backbone), str(runs), str(epochs)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.study.driving", *arguments], env=environment, stderr=subprocess.DEVNULL
+    )
+
+
+def _workers(ledger: Path) -> list[int]:
+    with Ledger(ledger) as opened:
+        return [int(run["worker"]) for run in opened.runs(state="running") if run["worker"]]
+
+
+def _killed_and_finished(
+    ledger: Path, task: PreparedTask, backbone: Path, runs: int, epochs: int, kills: list[str], draw: random.Random
+) -> None:
+    """Starts a study, kills what `kills` names at random moments after something was done, and lets it end."""
+    for number, what in enumerate(kills):
+        driver = _start(ledger, task, backbone, runs, epochs)
+        before = _done(ledger)
+        end = time.monotonic() + 120
+        while driver.poll() is None and _done(ledger) <= before and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(draw.random())
+        workers = _workers(ledger) if _done(ledger) else []
+        if what in ("worker", "both") and workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draw.choice(workers), signal.SIGKILL)
+            time.sleep(draw.random() * 0.5)
+        if what == "worker" and number + 1 < len(kills):
+            time.sleep(draw.random())
+        if what != "worker" or number + 1 < len(kills):
+            driver.kill()
+        driver.wait(240)
+        with Ledger(ledger) as opened:
+            assert opened.check() == []
+    last = _start(ledger, task, backbone, runs, epochs)
+    assert last.wait(600) == 0
+
+
+def _done(ledger: Path) -> int:
+    try:
+        with Ledger(ledger) as opened:
+            return opened.status()["done"]
+    except UserError:
+        return 0
+
+
+def _check(ledger: Path, cells: list[Cell], tmp_path: Path) -> None:
+    """Every run is there once, as if nothing had happened."""
+    reference = tmp_path / "undisturbed.db"
+    arguments = [str(reference), str(cells[0].data), str(cells[0].backbone), str(len(cells))]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.study.driving", *arguments, str(cells[0].overrides["epochs"])],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0
+    with Ledger(ledger) as one, Ledger(reference) as other:
+        assert one.check() == []
+        assert one.status("s") == {"pending": 0, "running": 0, "done": len(cells), "failed": 0}
+        for mine, theirs in zip(one.runs("s"), other.runs("s"), strict=True):
+            assert (mine["key"], mine["value"], mine["low"]) == (theirs["key"], theirs["value"], theirs["low"])
+            assert weights(Path(mine["artifact"])) == weights(Path(theirs["artifact"]))
+            curves = [
+                [(each["step"], each["score"]) for each in own.run(mine["key"])["evaluations"]] for own in (one, other)
+            ]
+            assert curves[0] == curves[1]
+
+
+def test_driver_and_worker_killed(backbone: Path, classification: PreparedTask, tmp_path: Path) -> None:
+    cells = make_cells(classification.folder, backbone, 6, 8)
+    ledger = tmp_path / "ledger.db"
+    _killed_and_finished(ledger, classification, backbone, 6, 8, ["driver", "worker"], random.Random(1))
+    _check(ledger, cells, tmp_path)
+
+
+@pytest.mark.slow
+def test_forty_runs_killed_twenty_times(backbone: Path, classification: PreparedTask, tmp_path: Path) -> None:
+    cells = make_cells(classification.folder, backbone, 40, 12)
+    draw = random.Random(7)
+    kills = [draw.choice(["driver", "worker", "both"]) for _ in range(20)]
+    _killed_and_finished(tmp_path / "ledger.db", classification, backbone, 40, 12, kills, draw)
+    _check(tmp_path / "ledger.db", cells, tmp_path)
+
+
+def test_sigterm_ends_workers_with_a_checkpoint(backbone: Path, classification: PreparedTask, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.db"
+    driver = _start(ledger, classification, backbone, 2, 4000)
+    end = time.monotonic() + 120
+    while driver.poll() is None and not _evaluations(ledger) and time.monotonic() < end:
+        time.sleep(0.05)
+    driver.terminate()
+    assert driver.wait(60) != 0
+    with Ledger(ledger) as opened:
+        assert opened.check() == []
+        runs = opened.runs("s")
+        assert not any(run["state"] == "done" for run in runs)
+        assert any((opened.artifacts / f".{run['key']}.checkpoint").is_dir() for run in runs)
+
+
+def _evaluations(ledger: Path) -> bool:
+    try:
+        with Ledger(ledger) as opened:
+            return any(opened.run(run["key"])["evaluations"] for run in opened.runs())
+    except UserError:
+        return False
+
+
+def test_interruption_says_how_far_it_came(cells: list[Cell], tmp_path: Path) -> None:
+    class Stopped(Recorded):
+        def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
+            raise KeyboardInterrupt
+            yield
+
+    with Ledger(tmp_path / "ledger.db", write=True) as ledger:
+        with pytest.raises(Interrupted, match="0 of 4 runs of s are in"):
+            carry_out(ledger, "s", cells, Stopped())
