@@ -20,7 +20,7 @@ def in_bytes(probability: float) -> int:
     return round(256 * probability)
 
 
-def kept(shape: torch.Size, dropped: int | torch.Tensor, device: torch.device) -> torch.Tensor:
+def kept(shape: torch.Size, dropped: int, device: torch.device) -> torch.Tensor:
     """Random bytes 0 or 1, each 0 with probability `dropped` / 256.
 
     Compared in place and kept as bytes: making booleans, and multiplying by them, takes longer than the drawing.

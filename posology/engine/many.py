@@ -232,8 +232,7 @@ class _Session:
             else:
                 self._finish(number, result)
 
-        rank = recipe.rank if "lora" in run.method else 0
-        return Member(run.out.name, adapted, training, opened.validate, task.metric, leave, rank)
+        return Member(run.out.name, adapted, training, opened.validate, task.metric, leave)
 
     def _watched(self, number: int) -> Watch | None:
         return None if self._watch is None else functools.partial(self._watch, number)

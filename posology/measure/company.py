@@ -64,7 +64,7 @@ def bench_company(
         )
         settings.append(replace(setting, recipe=chosen))
     alone, together = ([_opened(setting) for setting in settings] for _ in range(2))
-    company = _company(settings[0], together, ranks)
+    company = _company(settings[0], together)
     draws = [np.random.default_rng(setting.seed) for setting in settings]
 
     def draw() -> list[np.ndarray]:
@@ -117,7 +117,7 @@ def _opened(setting: Setting) -> OurTraining:
     return OurTraining(setting, setting.task.documents("train"))
 
 
-def _company(setting: Setting, runs: Sequence[OurTraining], ranks: Sequence[int]) -> Company:
+def _company(setting: Setting, runs: Sequence[OurTraining]) -> Company:
     frozen = {name: getattr(setting.recipe, name) for name in ("precision", "dropout", "attention_dropout")}
     carrier = build(setting.task, setting.source, "head", make_recipe("head", overrides=frozen), setting.seed)
     if not carrier.adapted.layers:
@@ -127,9 +127,9 @@ def _company(setting: Setting, runs: Sequence[OurTraining], ranks: Sequence[int]
             "--backbone",
         )
     company = Company(carrier.adapted, carrier.precision, at_once=len(runs))
-    company.enter([_member(str(number), run, rank) for number, (run, rank) in enumerate(zip(runs, ranks, strict=True))])
+    company.enter([_member(str(number), run) for number, run in enumerate(runs)])
     return company
 
 
-def _member(name: str, run: OurTraining, rank: int) -> Member:
-    return Member(name, run.predictor.adapted, run.training, dict, "", lambda _error: None, rank)
+def _member(name: str, run: OurTraining) -> Member:
+    return Member(name, run.predictor.adapted, run.training, dict, "", lambda _error: None)

@@ -6,6 +6,7 @@ folders that all nodes share.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -24,8 +25,8 @@ from posology.study.worker import check_shared, prepare
 FAILED = "failed.jsonl"
 _MADE_BY = "predictions.json"
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
-_DEATHS = 2
-"""How often a file that takes its worker with it is tried again."""
+_ATTEMPTS = 3
+"""How often a file that takes its worker with it is begun; Ray itself would not stop."""
 
 
 def predict_files(
@@ -77,6 +78,8 @@ def predict_files(
     waiting = [(source, target) for source, target in targets.items() if not _done(source, target)]
     problems: dict[str, str | None] = {}
     documents = 0
+    for _source, target in waiting:  # left by a call that was killed
+        _tried(target).unlink(missing_ok=True)
     if waiting:
         with connected(address) as ray, proofs() as proof, console.progress("predicting", len(waiting)) as advance:
             while not (slots := resources.slots(ray)):
@@ -87,8 +90,6 @@ def predict_files(
                 problems[row["input"]] = row["problem"]
                 documents += row["documents"]
                 advance()
-    for source, _target in waiting:  # Ray gave up on what is missing
-        problems.setdefault(str(source), f"its worker died, {_DEATHS + 1} times")
     failed = {source: problem for source, problem in problems.items() if problem is not None}
     _list_failed(out, failed)
     done = len(waiting) - len(failed)
@@ -105,21 +106,20 @@ def predict_files(
 def _rows(
     waiting: Sequence[tuple[Path, Path]], workers: int, resources: Resources, settings: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Does the files; yields for each, as it ends, `input`, `problem` and `documents`. Some may never come."""
+    """Does the files; yields for each, as it ends, `input`, `problem` and `documents`."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is in `failed.jsonl`
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a file may take hours
-    context.max_errored_blocks = -1  # of one file each
     with ray.data.DataContext.current(context):
         items = [{"input": str(source), "out": str(target)} for source, target in waiting]
+        predictor: Any = _FilePredictor
         found = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            _FilePredictor,
+            predictor,
             fn_constructor_kwargs={"settings": settings},
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=2),
-            ray_remote_args_fn=lambda: {"max_task_retries": _DEATHS},
             **resources.options,
         )
         yield from found.iter_rows()
@@ -137,7 +137,9 @@ class _FilePredictor:
         """Answers one file."""
         result: dict[str, Any] = {"input": row["input"], "problem": None, "documents": 0}
         try:
-            result["documents"] = self._predict(Path(row["input"]), Path(row["out"]))
+            check_shared(self._settings["proof"])
+            with _counted(Path(row["out"])):
+                result["documents"] = self._predict(Path(row["input"]), Path(row["out"]))
         except UserError as error:
             result["problem"] = str(error)
         except Exception as error:  # the text of such an error may quote anything
@@ -151,7 +153,6 @@ class _FilePredictor:
         from posology.engine.shared import Readers
 
         settings, options = self._settings, dict(self._settings["options"])
-        check_shared(settings["proof"])
         if self._readers is None:
             self._readers = Readers([load(settings["artifact"], backbone=settings["backbone"])])
         (model,) = self._readers.models
@@ -164,6 +165,28 @@ class _FilePredictor:
                 (answers,) = self._readers.answer(block, lambda amount: None)
                 write(_joined(block, names, [rows_of(model, answers)], with_text))
         return inputs.documents
+
+
+@contextlib.contextmanager
+def _counted(target: Path) -> Iterator[None]:
+    """Counts beside the answers how often they were begun, until the block ends.
+
+    Raises:
+        UserError: workers died of it before.
+    """
+    tried = _tried(target)
+    with open(tried, "ab") as stream:
+        stream.write(b".")
+    try:
+        if tried.stat().st_size > _ATTEMPTS:
+            raise UserError(f"{_ATTEMPTS} workers died of it", "Cut it into smaller files, or give more memory", target)
+        yield
+    finally:
+        tried.unlink(missing_ok=True)
+
+
+def _tried(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tried")
 
 
 def _targets(inputs: Sequence[Path], out: Path, suffix: str) -> dict[Path, Path]:

@@ -135,7 +135,7 @@ def prescribe(
     with Ledger(path, write=True) as opened, interruptible():
         timer = Timer(limits.time(rate.per_hour)[0], float(opened.noted(study, "seconds") or 0.0), clock, began)
         session = _Prescription(
-            opened, study, task, timer, limits, rate, out, seed, executor or _executor(task), choose_seconds
+            opened, study, task, timer, limits, rate, out, seed, executor or default_executor(task), choose_seconds
         )
         try:
             found = session.answer(entrants)
@@ -170,7 +170,7 @@ def _begun(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     return known if "reason" in known else None
 
 
-def _executor(task: PreparedTask) -> Executor:
+def default_executor(task: PreparedTask) -> Executor:
     """This machine, with company where that is faster."""
     from posology.study.local import LocalExecutor
 

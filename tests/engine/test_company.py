@@ -205,14 +205,14 @@ def test_the_frozen_weights_are_in_memory_once() -> None:
 
 
 def window(size: int) -> Window:
-    return Window(0, np.zeros(size, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return Window(0, np.zeros(size, np.int64), 0, np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 def test_batches_are_cut_into_rows_of_like_sizes_whosever_they_are() -> None:
     texts = [[9, 1, 5], [3, 3, 2, 1, 20], [], [40]]
     rows = cut([[[window(size)] for size in own] for own in texts], 25)
     sizes = [{run: [len(one.ids) for one in own] for run, own in row.items()} for row in rows]
-    assert sizes == [{3: [40]}, {0: [9], 1: [20]}, {0: [5, 1], 1: [3, 3, 2, 1]}]
+    assert sizes == [{3: [40]}, {1: [20]}, {0: [9, 5, 1], 1: [3, 3, 2, 1]}]
 
 
 def test_windows_of_one_document_stay_together() -> None:

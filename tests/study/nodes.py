@@ -57,10 +57,10 @@ def node_of(cluster: Cluster, process: int) -> Any:
 class Deadly(_FilePredictor):
     """Takes its process with it on one file."""
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if "deadly" in row["input"]:
+    def _predict(self, source: Path, target: Path) -> int:
+        if source.stem == "deadly":
             os._exit(1)
-        return super().__call__(row)
+        return super()._predict(source, target)
 
 
 def main(address: str, ledger: str, task: str, backbone: str, runs: str, epochs: str) -> None:

@@ -69,14 +69,14 @@ def test_files_are_predicted_once_and_failures_listed(
 ) -> None:
     out = tmp_path / "out"
     with cluster_of(3) as cluster:
-        first = predict_files(artifact, inputs, out, address=cluster.address)
+        first = predict_files(artifact, inputs, out, address=cluster.address, id="id")
         assert {name: first[name] for name in ("files", "done", "skipped", "failed", "documents")} == {
             "files": 5, "done": 4, "skipped": 0, "failed": 1, "documents": 16,
         }  # fmt: skip
         (failed,) = rows(out / bulk.FAILED)
         assert failed["input"] == str(inputs[2]) and ":1:" in failed["problem"]
         assert "secret-word" not in failed["problem"]
-        posology.predict(artifact, inputs[1], tmp_path / "alone.jsonl")
+        posology.predict(artifact, inputs[1], tmp_path / "alone.jsonl", id="id")
         assert [row["id"] for row in rows(out / "part-1.jsonl")] == [f"1-{row}" for row in range(4)]
         for own, alone in zip(rows(out / "part-1.jsonl"), rows(tmp_path / "alone.jsonl"), strict=True):
             assert own["label"] == alone["label"] and own["score"] == pytest.approx(alone["score"], abs=1e-6)
@@ -86,7 +86,7 @@ def test_files_are_predicted_once_and_failures_listed(
         stamp = (out / "part-1.jsonl").stat().st_mtime + 10
         os.utime(inputs[1], (stamp, stamp))
         untouched = (out / "part-3.jsonl").stat().st_mtime_ns
-        second = predict_files(artifact, inputs, out, address=cluster.address)
+        second = predict_files(artifact, inputs, out, address=cluster.address, id="id")
         assert (second["done"], second["skipped"], second["failed"]) == (2, 3, 0)
         assert not (out / bulk.FAILED).exists()
         assert (out / "part-3.jsonl").stat().st_mtime_ns == untouched
@@ -96,7 +96,7 @@ def test_files_are_predicted_once_and_failures_listed(
         fresh = inputs[0].with_name("fresh.jsonl")
         shutil.copy(inputs[0], fresh)
         monkeypatch.setattr(bulk, "_FilePredictor", Deadly)
-        third = predict_files(artifact, [*inputs, deadly, fresh], out, address=cluster.address)
+        third = predict_files(artifact, [*inputs, deadly, fresh], out, address=cluster.address, id="id")
         assert (third["done"], third["skipped"], third["failed"]) == (1, 5, 1)
         (failed,) = rows(out / bulk.FAILED)
         assert failed["input"] == str(deadly) and "died" in failed["problem"]
@@ -104,4 +104,5 @@ def test_files_are_predicted_once_and_failures_listed(
         predict_files(artifact, inputs, out, address="127.0.0.1:1", with_text=True)
     # All that is left is there, so that no cluster is needed.
     os.utime(inputs[1], (0, 0))
-    assert predict_files(artifact, inputs, out, address="127.0.0.1:1")["skipped"] == 5
+    assert not list(out.glob(".*"))
+    assert predict_files(artifact, inputs, out, address="127.0.0.1:1", id="id")["skipped"] == 5

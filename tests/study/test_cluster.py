@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,12 +76,6 @@ def check_same(run: dict[str, Any], cell: Cell, alone: Callable[[Cell], dict[str
     assert run["state"] == "done"
     assert weights(Path(run["result"]["artifact"])) == weights(Path(own["artifact"]))
     assert run["result"]["metrics"] == own["metrics"]
-
-
-def in_background(target: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_results_are_those_of_runs_by_themselves(
@@ -240,10 +233,9 @@ def test_no_node_is_large_enough(
     assert capsys.readouterr().err.count("waiting for one") == 1
     monkeypatch.setattr(resources, "PATIENCE_SECONDS", 60.0)
     added: list[Any] = []
-    joins = threading.Timer(3, lambda: added.append(add_node(three, num_cpus=2)))
-    joins.start()
+    monkeypatch.setattr(resources.console, "say", lambda message: added.append(add_node(three, num_cpus=2)))
     events = list(RayExecutor(three.address, cpus=2).run([Job(cell.key(), cell, tmp_path / "out")]))
-    assert events[-1].state == "done"
+    assert events[-1].state == "done" and len(added) == 1
     three.remove_node(added[0])
 
 
