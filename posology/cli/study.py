@@ -21,6 +21,7 @@ def plan(
     ledger: Path = LEDGER,
     tasks: Path | None = None,
     price: str = "own-server",
+    prices: Path | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
     """Say what a study would run, what is done already, and what the rest will take and cost.
@@ -29,12 +30,13 @@ def plan(
         file: a study file, or one of the catalogue, such as paper/table3 or small/table3.
         ledger: what is done is looked up in it; the profile of this machine is kept in it.
         tasks: the folder in which the prepared tasks lie; by default that of the study file.
-        price: of the machine, by its name in prices.yaml.
+        price: of the machine, by its name in prices.yaml (`posology study prices` lists them).
+        prices: a file of your own in the form of prices.yaml.
         workers: processes that would share the work.
     """
     from posology.study.study import Study
 
-    return Study(file, ledger=ledger, tasks=tasks).plan(price=price, workers=workers)
+    return Study(file, ledger=ledger, tasks=tasks).plan(price=price, prices=prices, workers=workers)
 
 
 @study.command
@@ -133,6 +135,27 @@ def list_() -> list[dict[str, Any]]:
     return found
 
 
+@study.command
+def prices(file: Path | None = None) -> list[dict[str, Any]]:
+    """List the prices of machines that plans and prescriptions know.
+
+    Args:
+        file: one of your own in the form of prices.yaml.
+    """
+    from posology.measure import money
+
+    return [
+        {
+            "price": entry.name,
+            "per_hour": round(entry.rate().per_hour, 4),
+            "currency": entry.currency,
+            "date": str(entry.date),
+            "source": entry.source,
+        }
+        for entry in money.prices(file).values()
+    ]
+
+
 def tune(
     file: str,
     *,
@@ -174,6 +197,8 @@ def prescribe(
     backbones: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     methods: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     price: str = "own-server",
+    prices: Path | None = None,
+    choose_seconds: float | None = None,
     seed: int = 42,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -192,7 +217,9 @@ def prescribe(
         min_metric: the least score on validation by the task's metric.
         backbones: candidates; by default the bundled model, its first layers, and what was fetched.
         methods: candidates; by default full, lora, ia3, head.
-        price: of the machine, by its name in prices.yaml.
+        price: of the machine, by its name in prices.yaml (`posology study prices` lists them).
+        prices: a file of your own in the form of prices.yaml.
+        choose_seconds: for what comes before the training on all documents.
         seed: of samples and training.
         overwrite: replace `out`.
     """
@@ -209,6 +236,8 @@ def prescribe(
         backbones=backbones,
         methods=methods,
         price=price,
+        prices=prices,
+        choose_seconds=choose_seconds,
         seed=seed,
         overwrite=overwrite,
     )

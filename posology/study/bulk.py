@@ -107,8 +107,10 @@ def _rows(
     waiting: Sequence[tuple[Path, Path]], workers: int, resources: Resources, settings: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Does the files; yields for each, as it ends, `input`, `problem` and `documents`."""
-    import ray.data
-
+    try:
+        import ray.data
+    except ImportError:
+        raise UserError("Ray Data is not installed", 'Run pip install "posology[ray]"', "--address") from None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is in `failed.jsonl`
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False

@@ -36,12 +36,6 @@ LOOK_SECONDS = 5.0
 _END_SECONDS = 60.0
 
 
-@dataclasses.dataclass
-class _Task:
-    jobs: dict[str, Job]  # those that have not ended
-    begun: set[str]
-
-
 class RayExecutor:
     """Carries out jobs on a Ray cluster.
 
@@ -69,7 +63,7 @@ class RayExecutor:
         self._resources = Resources(cpus, gpus, memory)
         self._address, self._storage_url, self._company = address, storage, company
         self._attempts: collections.Counter[str] = collections.Counter()
-        self._tasks: dict[Any, _Task] = {}
+        self._tasks: dict[Any, dict[str, Job]] = {}  # for each task of Ray its jobs that have not ended
         self._mailbox: Any = None
         self._ray: Any = None
 
@@ -134,24 +128,21 @@ class RayExecutor:
     def _submit(self, order: Order) -> None:
         # Ray itself does not try again, since it would not know what had been done, and count deaths before the start.
         remote = self._ray.remote(work).options(**self._resources.options, max_retries=0, name="posology")
-        self._tasks[remote.remote(order, self._mailbox)] = _Task({job.key: job for job in order.jobs}, set())
+        self._tasks[remote.remote(order, self._mailbox)] = {job.key: job for job in order.jobs}
 
     def _events(self) -> Iterator[Event]:
         """What has come since the last time, without the ends of runs that had ended (of a worker thought dead)."""
-        owners = {key: task for task in self._tasks.values() for key in task.jobs}
+        owners = {key: left for left in self._tasks.values() for key in left}
         for event in self._ray.get(self._mailbox.take.remote()):
-            task = owners.get(event.key)
-            if task is None or event.key not in task.jobs:
+            if event.key not in owners:
                 continue
-            if event.state == "running":
-                task.begun.add(event.key)
-            elif event.state in ("done", "failed"):
-                del task.jobs[event.key]
+            if event.state in ("done", "failed"):
+                del owners.pop(event.key)[event.key]
             yield event
 
     def _ended(self, reference: Any, again: collections.deque[list[Job]]) -> Iterator[Event]:
         """What becomes of the jobs that a task leaves undone: they wait again, unless that would be in vain."""
-        task = self._tasks.pop(reference)
+        left = self._tasks.pop(reference)
         from ray.exceptions import RayError, RayTaskError
 
         why = "was stopped"
@@ -159,12 +150,12 @@ class RayExecutor:
             self._ray.get(reference)
         except RayTaskError as error:  # of `work` itself or before it: the text may quote anything
             cause = type(error.cause or error).__name__
-            for key in task.jobs:
+            for key in left:
                 yield Event(key, "failed", problem=f"the worker failed ({cause}): is its Posology the driver's?")
             return
         except RayError as error:
             why = f"died ({type(error).__name__})"
-        for job in reversed(task.jobs.values()):
+        for job in reversed(left.values()):
             # Each for itself from now on: one of them may be what killed the worker.
             self._attempts[job.key] += 1
             if self._attempts[job.key] >= ATTEMPTS:

@@ -134,7 +134,7 @@ def reason(chosen: Option, options: Sequence[Option], metric: str) -> str:
         note = f"The baseline {baseline['title']} reaches {_score(baseline)}, {100 * gap:.1f} points less"
         low, high = chosen["validation"]["low"], baseline["validation"]["high"]
         overlaps = low is not None and high is not None and low < high
-        said.append(note + (", which validation can hardly tell from chance." if overlaps else "."))
+        said.append(note + ("; their intervals overlap." if overlaps else "."))
     return " ".join(said)
 
 

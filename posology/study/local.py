@@ -83,7 +83,9 @@ class LocalExecutor:
         groups: dict[Any, list[Job]] = {}
         for number, job in enumerate(jobs):
             key = None
-            if job.cell.method in METHODS and not (job.cell.max_memory or left_behind(job.out)):
+            # Alone, layers below the first trained one are run once for all epochs: company would cost more.
+            frozen = job.cell.method == "head" or "top_layers" in job.cell.overrides
+            if job.cell.method in METHODS and not (frozen or job.cell.max_memory or left_behind(job.out)):
                 key = company_key(Asked(**job.cell.model_dump(exclude={"task", "max_memory"}), out=job.out))
             own = groups.setdefault(number if key is None else key, [])
             own.append(job)

@@ -355,7 +355,7 @@ class _Prescription:
 
     def _option(self, candidate: Candidate) -> dict[str, Any]:
         """A candidate that was trained on everything, with all that is to be weighed."""
-        key = self.race.rungs[-1].keys[candidate.title]
+        key = self.race.key_of(candidate)
         run = self._ledger.run(key)
         result = run["result"]
         measured = self._ledger.noted(self._study, f"measured {key}")

@@ -60,11 +60,12 @@ class Study:
             prepare_twin_tasks(self.ledger.with_suffix(".tasks"), self.file.tasks)
         check(self.file)
 
-    def plan(self, *, price: str = "own-server", workers: int = 1) -> dict[str, Any]:
+    def plan(self, *, price: str = "own-server", prices: Path | str | None = None, workers: int = 1) -> dict[str, Any]:
         """What it would run, what is done, and what the rest will take.
 
         Args:
             price: of the machine, by its name in prices.yaml.
+            prices: a file of one's own in its form.
             workers: processes that would share the work.
 
         Returns:
@@ -91,7 +92,7 @@ class Study:
             keys = {cell.key(): cell for cell in self.cells}
             missing = [cell for key, cell in keys.items() if ledger.state(key) != "done"]
             found |= {"runs": len(keys) * searches, "done": len(keys) - len(missing), "missing": len(missing)}
-            return found | forecast_study(ledger, missing, price=price, workers=workers, times=searches)
+            return found | forecast_study(ledger, missing, price=price, prices=prices, workers=workers, times=searches)
 
     def run(self, executor: Executor | None = None, *, retry: bool = False) -> dict[str, Any]:
         """Does what is missing.
@@ -128,7 +129,17 @@ class Study:
         from posology.study.tune import tune
 
         with Ledger(self.ledger, write=True) as ledger:
-            return tune(ledger, self.name, self.cells, self.file.search, executor, parallel=parallel, seed=seed)
+            return tune(
+                ledger,
+                self.name,
+                self.cells,
+                self.file.search,
+                executor,
+                parallel=parallel,
+                seed=seed,
+                source=self.file.model_dump_json(),
+                title=self.name,
+            )
 
 
 def progress_of(ledger: Ledger, study: str | None = None, *, runs: bool = False) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
                 "latency_ms": {"p50": milliseconds / 2, "p95": milliseconds}, "documents_per_second": 1000.0,
                 "memory_bytes": 50 * PARAMETERS[candidate.backbone]}  # fmt: skip
 
+    monkeypatch.setattr(race, "FEWEST", 48)  # of 600: rungs of 66 and 200
     monkeypatch.setattr(Profiler, "serving", serving)
     monkeypatch.setattr(Profiler, "forecast", forecast)
     monkeypatch.setattr(module._Prescription, "_measured", measured)
