@@ -87,7 +87,11 @@ def _show_study(console: Console, result: dict[str, Any]) -> None:
             console.print(_table(result[name]))
     for name, value in result.items():
         if value is not None and not isinstance(value, dict | list):
-            shown = f"{value:,.1f}" if isinstance(value, float) else value
+            shown = value
+            if name == "memory":
+                shown = f"{value / 1e6:,.0f} MB"
+            elif isinstance(value, float):
+                shown = f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
             console.print(f"{name.replace('_', ' ')}: {shown}", markup=False, highlight=False)
 
 

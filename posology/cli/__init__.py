@@ -47,6 +47,7 @@ _COMMANDS = {
         "posology.engine.predict:predict",
         "Predict labels or entities for every document of a file or folder.",
     ),
+    "predict-files": ("posology.study.bulk:predict_files", "Predict for many files, on a Ray cluster."),
 }
 for _name, (_path, _help) in _COMMANDS.items():
     app.command(_path, name=_name, help=_help)

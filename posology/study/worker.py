@@ -76,11 +76,17 @@ def work(order: Order, mailbox: Any) -> None:
 
     name = f"{ray.util.get_node_ip_address()} process {os.getpid()}"
 
+    def ask(question: Any) -> Any:
+        try:
+            return ray.get(question)  # waits, so that nothing is lost when this process ends
+        except ray.exceptions.RayError:  # the driver or this node is gone, which is no failure of the run
+            raise KeyboardInterrupt from None
+
     def emit(event: Event) -> None:
-        ray.get(mailbox.put.remote(event))  # waits, so that nothing is lost when this process ends
+        ask(mailbox.put.remote(event))
 
     def stopped(key: str) -> bool:
-        return bool(ray.get(mailbox.stopped.remote(key)))
+        return bool(ask(mailbox.stopped.remote(key)))
 
     try:
         check_shared(order.proof)

