@@ -57,9 +57,19 @@ def predict_files(
         artifact: a folder that `train` wrote.
         inputs: what `predict` takes; no two with the same name before the ending.
         out: a folder; may be there from an earlier call with the same artifact and options.
-        address, cpus, gpus, memory: the cluster, and what one worker gets of it; see `RayExecutor`.
+        address: of the cluster: HOST:PORT, or auto; by default one is started on this machine.
+        cpus: processors of one worker.
+        gpus: GPUs of one worker.
+        memory: bytes of one worker.
         suffix: of the answers: .jsonl, .csv or .parquet.
-        text, id, text_pair, encoding, quoting, drop_empty, backbone, with_text: as in `predict`.
+        text: column of the text, as in `predict`, and so are the others below.
+        id: column of identifiers.
+        text_pair: column of the second text.
+        encoding: of the inputs.
+        quoting: whether quotes mean something in CSV and TSV.
+        drop_empty: leave out rows without text.
+        backbone: where the backbone is, if not where it was in training.
+        with_text: write the texts of entities too.
 
     Returns:
         `out`, `files`, of these `done` now, `skipped` since they were done before, and `failed`; `documents` done now.
