@@ -42,6 +42,10 @@ State = tuple[dict[str, torch.Tensor], dict[str, Any]]
 """Tensors by name, and facts for JSON."""
 
 
+class OtherSettings(UserError):
+    """A checkpoint was made with other settings, by other versions, or with another number of threads."""
+
+
 class Checkpoint:
     """The checkpoint of one output folder; a context, which locks it against a second process.
 
@@ -176,7 +180,7 @@ class Checkpoint:
             self._lock = None
 
     def _check_settings(self) -> None:
-        """Raises UserError where what is there was made with other settings."""
+        """Raises `OtherSettings` where what is there was made with such."""
         if not self.exists:
             return
         try:
@@ -192,7 +196,7 @@ class Checkpoint:
             if made.get(name) != self._settings.get(name)
         ]
         if differing:
-            raise UserError(
+            raise OtherSettings(
                 f"a run that was cut off left this checkpoint, and it was made with other settings: {'; '.join(differing)}",
                 "Run the command with the settings it was made with to continue it, name another --out, or add --fresh to "
                 "drop it and start over",

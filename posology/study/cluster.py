@@ -117,9 +117,9 @@ class RayExecutor:
         """Which jobs make one task; without company they are taken one by one, when there is room."""
         if not self._company:
             return ([job] for job in jobs)
-        from posology.study.local import LocalExecutor
+        from posology.study.grouping import in_company
 
-        return iter(LocalExecutor(company=True)._groups(list(jobs)))
+        return iter(in_company(list(jobs)))
 
     def _order(self, proof: Callable[[Path], Path | None], jobs: list[Job]) -> Order:
         own = self._resources

@@ -23,9 +23,6 @@ from typing import Any
 from posology import console
 from posology.study.executor import ATTEMPTS, Event, Job
 
-AT_ONCE = 16
-"""Runs that are put in company, at most."""
-
 
 @dataclass
 class _Worker:
@@ -52,8 +49,10 @@ class LocalExecutor:
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """See `Executor.run`."""
-        waiting = collections.deque(self._groups(list(jobs)))
-        devices = _devices(self._wanted)
+        from posology.study.grouping import in_company
+
+        devices, jobs = _devices(self._wanted), list(jobs)
+        waiting = collections.deque(in_company(jobs, len(devices)) if self._company else [[job] for job in jobs])
         try:
             for device in devices[: len(waiting)]:
                 self._workers.append(_start(device, len(devices)))
@@ -71,28 +70,6 @@ class LocalExecutor:
             if key in worker.jobs:
                 with contextlib.suppress(OSError):
                     worker.pipe.send(("stop", key))
-
-    def _groups(self, jobs: list[Job]) -> list[list[Job]]:
-        """Which jobs are given out together, in the order of the first of each."""
-        if not self._company:
-            return [[job] for job in jobs]
-        from posology.engine.checkpoint import left_behind
-        from posology.engine.company import METHODS
-        from posology.engine.many import Asked, company_key
-
-        groups: dict[Any, list[Job]] = {}
-        for number, job in enumerate(jobs):
-            key = None
-            # Alone, layers below the first trained one are run once for all epochs: company would cost more.
-            frozen = job.cell.method == "head" or "top_layers" in job.cell.overrides
-            if job.cell.method in METHODS and not (frozen or job.cell.max_memory or left_behind(job.out)):
-                key = company_key(Asked(**job.cell.model_dump(exclude={"task", "max_memory"}), out=job.out))
-            own = groups.setdefault(number if key is None else key, [])
-            own.append(job)
-        found = []
-        for own in groups.values():
-            found += [own[start : start + AT_ONCE] for start in range(0, len(own), AT_ONCE)]
-        return found
 
     def _events(self, waiting: collections.deque[list[Job]]) -> Iterator[Event]:
         """What the workers say next; where one has died, its jobs wait again."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from posology import console
 from posology.engine import artifact as artifacts
-from posology.engine.checkpoint import left_behind
+from posology.engine.checkpoint import OtherSettings, left_behind
 from posology.engine.many import train_many
 from posology.engine.record import summary
 from posology.engine.train import train
@@ -64,7 +64,10 @@ def carry_out_job(
     _clear(job.out)
     memory = Watermark()
     try:
-        result = train(**job.cell.arguments(), out=job.out, watch=watch)
+        try:
+            result = train(**job.cell.arguments(), out=job.out, watch=watch)
+        except OtherSettings:  # it was begun with other versions or threads: the key says that the run is the same
+            result = train(**job.cell.arguments(), out=job.out, watch=watch, fresh=True)
     except (KeyboardInterrupt, Interrupted):
         raise
     except Exception as error:

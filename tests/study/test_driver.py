@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import posology
+from posology.engine.checkpoint import Checkpoint
 from posology.errors import Interrupted, UserError
 from posology.study.cell import Cell
 from posology.study.driver import carry_out
 from posology.study.executor import Event, Job
+from posology.study.grouping import in_company
 from posology.study.ledger import Ledger
 from posology.study.local import LocalExecutor
 from posology.study.work import carry_out_job, finished
@@ -265,3 +268,27 @@ def test_interruption_says_how_far_it_came(cells: list[Cell], tmp_path: Path) ->
     with Ledger(tmp_path / "ledger.db", write=True) as ledger:
         with pytest.raises(Interrupted, match="0 of 4 runs of s are in"):
             carry_out(ledger, "s", cells, Stopped())
+
+
+def test_who_keeps_company(cells: list[Cell], tmp_path: Path) -> None:
+    def shape(cells: list[Cell], workers: int = 1) -> list[list[str]]:
+        jobs = [Job(str(number), cell, tmp_path / str(number)) for number, cell in enumerate(cells)]
+        return [[job.key for job in group] for group in in_company(jobs, workers)]
+
+    lora, full, ia3, head = cells
+    top = lora.model_copy(update={"overrides": {**lora.overrides, "top_layers": 1}})
+    limited = lora.model_copy(update={"max_memory": 10**9})
+    other = lora.model_copy(update={"backbone": f"{lora.backbone}:1"})
+    assert shape([lora, full, ia3, head, top, limited, other]) == [["0", "2"], ["1"], ["3"], ["4"], ["5"], ["6"]]
+    assert shape([lora] * 20) == [[str(n) for n in range(16)], [str(n) for n in range(16, 20)]]
+    assert shape([lora] * 5, workers=2) == [["0", "1", "2"], ["3", "4"]]
+    assert shape([Cell(task="t", data=lora.data, backbone=None, method="tf-idf")]) == [["0"]]
+
+
+def test_a_checkpoint_of_other_settings_is_begun_anew(cells: list[Cell], tmp_path: Path) -> None:
+    """Other versions or threads: the key is the same, so the run is."""
+    job = Job(cells[0].key(), cells[0], tmp_path / "run")
+    settings = {"made by": "another version"}
+    with Checkpoint(job.out, settings, every=0) as checkpoint:
+        checkpoint.write({"weight": torch.zeros(1)}, {})
+    assert carry_out_job(job, lambda event: None).state == "done"

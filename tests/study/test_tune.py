@@ -16,6 +16,7 @@ import pytest
 from posology.errors import UserError
 from posology.study.cell import Cell
 from posology.study.executor import Event, Job
+from posology.study.grouping import in_company
 from posology.study.ledger import Ledger
 from posology.study.local import LocalExecutor
 from posology.study.spec import Search
@@ -433,11 +434,11 @@ def test_trials_train_in_company(tmp_path: Path, base: Cell, monkeypatch: Any) -
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     machine, groups = LocalExecutor(), []
 
-    def grouped(jobs: list[Job]) -> list[list[Job]]:
-        groups.append(LocalExecutor._groups(machine, jobs))
+    def grouped(jobs: list[Job], workers: int) -> list[list[Job]]:
+        groups.append(in_company(jobs, workers))
         return groups[-1]
 
-    monkeypatch.setattr(machine, "_groups", grouped)
+    monkeypatch.setattr("posology.study.grouping.in_company", grouped)
     short = base.model_copy(update={"overrides": {"epochs": 3}})
     found, _ = search(tmp_path / "ledger.db", short, machine, trials=4, pruner="halving")
     assert [len(group) for group in groups[0]] == [4], "the executor has all of a batch at once"
