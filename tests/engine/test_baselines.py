@@ -65,7 +65,7 @@ def test_it_trains_saves_loads_and_answers_the_same(
     assert loaded.entries == saved[0].entries == result["trainable_parameters"] > 0
     assert posology.evaluate(tmp_path / "run", task.folder)["metrics"] == result["metrics"]
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "run").iterdir()}
-    assert set(sizes) == {"posology.json", "README.md", "baseline.safetensors", "vocabulary.json"}
+    assert set(sizes) == {"posology.json", "README.md", "baseline.safetensors", "vocabulary.json", "test.parquet"}
     assert result["adapter_bytes"] == sizes["baseline.safetensors"] + sizes["vocabulary.json"]
     card = (tmp_path / "run" / "README.md").read_text()
     assert "without a backbone" in card and "keep it as you keep" in card and str(tmp_path) not in card

@@ -52,6 +52,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal: shells let what they start in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def train(task: PreparedTask, backbone: Path, out: Path, **options: Any) -> dict[str, Any]:
     return posology.train(task.folder, str(backbone), "lora", out, **OPTIONS | options)
 
