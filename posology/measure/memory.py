@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,38 @@ class Watermark:
 
     def __init__(self) -> None:
         self._before: int | None = None
+        self._most = 0
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
             self._before = 0
         elif _CLEAR.exists():
             release()
-            _CLEAR.write_text("5")  # the high-water mark starts anew (man 5 proc)
             self._before = _status("VmRSS")
+        self._restart()
 
     def peak(self) -> int | None:
         """In bytes: of PyTorch's allocator on CUDA, else of resident memory; None where neither is known."""
         if self._before is None:
             return None
-        return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")) - self._before
+        now = (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")) - self._before
+        return max(self._most, now)
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """What the block holds, and gives back in its end, does not count."""
+        self._most = self.peak() or 0
+        try:
+            yield
+        finally:
+            if self._before:
+                release()
+            self._restart()
+
+    def _restart(self) -> None:
+        """Lets the high-water mark fall to what is held now."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        elif _CLEAR.exists():
+            _CLEAR.write_text("5")  # man 5 proc
 
 
 def _measure(threads: int, prepare: Callable[..., Callable[[], None]], arguments: tuple[Any, ...]) -> int:

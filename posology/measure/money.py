@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from posology.catalog import paper_table
 from posology.errors import UserError
 
 HOURS_PER_YEAR = 8766
@@ -132,6 +133,47 @@ def cost(seconds: float, name: str = DEFAULT, file: Path | str | None = None) ->
     """What so many seconds of a machine cost; arguments and errors as in `rate`."""
     per_hour, currency = rate(name, file)
     return Amount(seconds / 3600 * per_hour, currency)
+
+
+def table4(
+    training: str = "paper/g5.16xlarge", inference: str = "paper/g4dn.16xlarge", file: Path | str | None = None
+) -> list[dict[str, Any]]:
+    """The paper's Table 4, whose pounds are recomputed from its hours.
+
+    Args:
+        training, inference: names of the prices of both, in one currency; by default the rates the paper's totals follow
+            from, else what the same hours cost on another machine, as if it took as long.
+        file: see `prices`.
+
+    Returns:
+        For each row `model`, `method`, `training_hours` (30,000 documents, 10 epochs), `inference_hours` (100,000
+        documents), `training_cost`, `inference_cost`, `total` (of both), `currency`, `paper` ({`total`} in pounds).
+
+    Raises:
+        UserError: there is no such price, or the two are in different currencies.
+    """
+    first, second = rate(training, file), rate(inference, file)
+    if first.currency != second.currency:
+        raise UserError(
+            f"{training} is in {first.currency}, {inference} in {second.currency}", "Name two in one currency", "prices"
+        )
+    rows = []
+    for row in paper_table("table4_cost"):
+        hours, further = float(row["train_hours"]), float(row["inference_hours_100k"])
+        rows.append(
+            {
+                "model": row["model"],
+                "method": row["method"],
+                "training_hours": hours,
+                "inference_hours": further,
+                "training_cost": hours * first.per_hour,
+                "inference_cost": further * second.per_hour,
+                "total": hours * first.per_hour + further * second.per_hour,
+                "currency": first.currency,
+                "paper": {"total": float(row["total_gbp"])},
+            }
+        )
+    return rows
 
 
 @functools.cache

@@ -184,9 +184,9 @@ def _work(pipe: Connection, device: str | None, sharing: int, quiet: bool) -> No
             if what == "stop":
                 stops.add(value)
             elif len(value) == 1:
-                pipe.send(carry_out_job(value[0], pipe.send, stopped, name))
+                pipe.send(carry_out_job(value[0], pipe.send, stopped, name, alone=sharing == 1))
             else:
-                carry_out_company(value, pipe.send, stopped, name)
+                carry_out_company(value, pipe.send, stopped, name, alone=sharing == 1)
 
 
 def _end_with_driver() -> None:

@@ -11,19 +11,22 @@ from typing import Any
 
 from posology import console
 from posology.engine import artifact as artifacts
-from posology.engine.checkpoint import OtherSettings, left_behind
+from posology.engine.checkpoint import OtherSettings, left_behind, untouched_generators
 from posology.engine.many import train_many
 from posology.engine.record import summary
 from posology.engine.train import train
 from posology.errors import Interrupted, UserError
+from posology.measure.energy import Energy
 from posology.measure.memory import Watermark
+from posology.measure.run import measures
 from posology.study.executor import Event, Job
+from posology.study.grouping import NOT_IN_COMPANY
 
 Emit = Callable[[Event], None]
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """What `posology.train` returned for a job whose artifact is complete; None where it is not.
+    """What `posology.train` returned for a job whose artifact is complete, and its `measures`; None where it is not.
 
     A run may be done without anybody having recorded it: whoever drove it was killed in between.
     """
@@ -33,11 +36,18 @@ def finished(job: Job) -> dict[str, Any] | None:
         record = artifacts.read_record(job.out)
     except UserError:
         return None
-    return summary(job.out, record) if record["test"] is not None else None
+    if record["test"] is None:
+        return None
+    return summary(job.out, record) | ({"measures": record["measures"]} if "measures" in record else {})
 
 
 def carry_out_job(
-    job: Job, emit: Emit, stopped: Callable[[str], bool] = lambda key: False, worker: str | None = None
+    job: Job,
+    emit: Emit,
+    stopped: Callable[[str], bool] = lambda key: False,
+    worker: str | None = None,
+    *,
+    alone: bool = True,
 ) -> Event:
     """Does one job in this process.
 
@@ -46,6 +56,7 @@ def carry_out_job(
         emit: is told that it began, and each evaluation.
         stopped: whether a run is to end early, by its key; asked after each evaluation.
         worker: the name of this worker in events.
+        alone: no other worker is on this machine, so that the energy it takes is that of the run.
 
     Returns:
         The event that ends it: `done` or `failed`.
@@ -54,7 +65,7 @@ def carry_out_job(
         Interrupted: SIGTERM came; a checkpoint is kept.
     """
     if (result := finished(job)) is not None:
-        return Event(job.key, "done", result=result, worker=worker)
+        return Event(job.key, "done", result=_measured(job, result), worker=worker)
     emit(Event(job.key, "running", worker=worker))
 
     def watch(evaluation: dict[str, float]) -> bool:
@@ -64,21 +75,48 @@ def carry_out_job(
     _clear(job.out)
     memory = Watermark()
     try:
-        try:
-            result = train(**job.cell.arguments(), out=job.out, watch=watch)
-        except OtherSettings:  # it was begun with other versions or threads: the key says that the run is the same
-            result = train(**job.cell.arguments(), out=job.out, watch=watch, fresh=True)
+        with Energy() as energy:
+            try:
+                result = train(**job.cell.arguments(), out=job.out, watch=watch)
+            except OtherSettings:  # it was begun with other versions or threads: the key says that the run is the same
+                result = train(**job.cell.arguments(), out=job.out, watch=watch, fresh=True)
     except (KeyboardInterrupt, Interrupted):
         raise
     except Exception as error:
         return Event(job.key, "failed", problem=_problem(error), worker=worker)
-    return Event(job.key, "done", result=result, worker=worker, peak_memory=memory.peak())
+    peak = memory.peak()
+    whole = alone and not result["training"].get("resumed")  # what went before an interruption was not counted
+    result = _measured(job, result, energy.joules if whole else None)
+    return Event(job.key, "done", result=result, worker=worker, peak_memory=peak)
+
+
+def _measured(job: Job, result: dict[str, Any], energy: float | None = None) -> dict[str, Any]:
+    """The result with its `measures`, which its artifact keeps, so that they are taken once; none where that fails."""
+    if "measures" in result:
+        return result
+    try:
+        with untouched_generators():
+            found = measures(job.out, job.cell.data, energy=energy)
+        artifacts.update(job.out, artifacts.read_record(job.out) | {"measures": found})
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    except Exception as error:  # the run is good without them
+        console.say(f"{job.cell.title}: not measured ({_problem(error)})")
+        found = {}
+    return result | {"measures": found}
 
 
 def carry_out_company(
-    jobs: Sequence[Job], emit: Emit, stopped: Callable[[str], bool] = lambda key: False, worker: str | None = None
+    jobs: Sequence[Job],
+    emit: Emit,
+    stopped: Callable[[str], bool] = lambda key: False,
+    worker: str | None = None,
+    *,
+    alone: bool = True,
 ) -> None:
     """Does jobs that can share a frozen backbone in company; all events go to `emit`, the last ones too.
+
+    Arguments as in `carry_out_job`. Energy is measured of those only that train by themselves in the end.
 
     Raises:
         Interrupted: SIGTERM came; runs that were not done start over the next time.
@@ -86,12 +124,12 @@ def carry_out_company(
     waiting = []
     for job in jobs:
         if (result := finished(job)) is not None:
-            emit(Event(job.key, "done", result=result, worker=worker))
+            emit(Event(job.key, "done", result=_measured(job, result), worker=worker))
         else:
             waiting.append(job)
     if len(waiting) < 2:
         for job in waiting:
-            emit(carry_out_job(job, emit, stopped, worker))
+            emit(carry_out_job(job, emit, stopped, worker, alone=alone))
         return
     for job in waiting:
         emit(Event(job.key, "running", worker=worker))
@@ -109,11 +147,14 @@ def carry_out_company(
         if "failed" in result:
             emit(Event(key, "failed", problem=result["failed"], worker=worker))
         else:  # of the company as a whole: what one of its runs holds cannot be told apart
-            emit(Event(key, "done", result=result, worker=worker, peak_memory=memory.peak()))
+            peak = memory.peak()
+            with memory.set_aside():
+                result = _measured(waiting[number], result)
+            emit(Event(key, "done", result=result, worker=worker, peak_memory=peak))
 
     try:
         train_many(
-            [{**job.cell.model_dump(exclude={"task", "max_memory"}), "out": job.out} for job in waiting],
+            [{**job.cell.model_dump(exclude=NOT_IN_COMPANY), "out": job.out} for job in waiting],
             overwrite=True,
             watch=watch,
             done=done,
@@ -124,7 +165,7 @@ def carry_out_company(
         console.say(f"a company of {len(waiting)} runs failed ({_problem(error)}): those left train one by one")
     for number, job in enumerate(waiting):
         if number not in ended:
-            emit(carry_out_job(job, emit, stopped, worker))
+            emit(carry_out_job(job, emit, stopped, worker, alone=alone))
 
 
 def _clear(out: Path) -> None:

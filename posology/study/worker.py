@@ -75,6 +75,7 @@ def work(order: Order, mailbox: Any) -> None:
     from posology.study.work import carry_out_company, carry_out_job
 
     name = f"{ray.util.get_node_ip_address()} process {os.getpid()}"
+    alone = order.threads >= (os.cpu_count() or 1)  # else there may be others on this node
 
     def ask(question: Any) -> Any:
         try:
@@ -94,9 +95,9 @@ def work(order: Order, mailbox: Any) -> None:
             for job in jobs:
                 await_release(job.out)
             if len(jobs) == 1:
-                emit_placed(carry_out_job(jobs[0], emit_placed, stopped, name))
+                emit_placed(carry_out_job(jobs[0], emit_placed, stopped, name, alone=alone))
             else:
-                carry_out_company(jobs, emit_placed, stopped, name)
+                carry_out_company(jobs, emit_placed, stopped, name, alone=alone)
     except UserError as error:
         for job in order.jobs:
             emit(Event(job.key, "failed", problem=str(error), worker=name))

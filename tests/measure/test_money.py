@@ -8,17 +8,24 @@ import pytest
 
 from posology.catalog import paper_table
 from posology.errors import UserError
-from posology.measure.money import HOURS_PER_YEAR, Server, cost, prices, rate
+from posology.measure.money import HOURS_PER_YEAR, Server, cost, prices, rate, table4
 
 
 def test_the_papers_pounds_follow_from_its_hours() -> None:
-    rows = paper_table("table4_cost")
-    assert len(rows) == 9
-    for row in rows:
-        training = cost(3600 * float(row["train_hours"]), "paper/g5.16xlarge")
-        inference = cost(3600 * float(row["inference_hours_100k"]), "paper/g4dn.16xlarge")
-        assert training.currency == inference.currency == "GBP"
-        assert f"{training.value + inference.value:.2f}" == row["total_gbp"], row["model"]
+    printed, rows = paper_table("table4_cost"), table4()
+    assert len(rows) == len(printed) == 9
+    for row, paper in zip(rows, printed, strict=True):
+        assert (row["model"], row["method"], row["currency"]) == (paper["model"], paper["method"], "GBP")
+        assert f"{row['total']:.2f}" == paper["total_gbp"] == f"{row['paper']['total']:.2f}", row["model"]
+
+
+def test_the_papers_hours_cost_something_else_elsewhere() -> None:
+    elsewhere = table4("aws/g5.16xlarge", "aws/g4dn.16xlarge")
+    llama = elsewhere[0]
+    assert llama["training_cost"] == pytest.approx(51.07 * 4.096) and llama["currency"] == "USD"
+    assert llama["total"] == pytest.approx(llama["training_cost"] + 4.06 * 4.352)
+    with pytest.raises(UserError, match="GBP"):
+        table4("own-server", "aws/g4dn.16xlarge")
 
 
 def test_a_server_costs_what_it_was_bought_for_and_its_electricity() -> None:
