@@ -1,6 +1,6 @@
 """What a run scored: classification and strict entity metrics, each for one or many weightings of the documents.
 
-A bootstrap resample is nothing but a weight per document (how often it was drawn), so there is one implementation:
+A bootstrap resample or a patient left out is nothing but a weight per document, so there is one implementation:
 `ClassificationScores` and `EntityScores` do everything that does not depend on the weights once, and then score any
 number of weightings together. The plain functions are the case of a single weighting.
 """
@@ -139,6 +139,14 @@ class EntityScores:
     def __len__(self) -> int:
         return len(self.gold)
 
+    def part(self, rows: np.ndarray) -> EntityScores:
+        """The scores of some of the documents, by index or mask."""
+        return EntityScores(self._counts.transpose(2, 1, 0)[rows])
+
+    def followed_by(self, other: EntityScores) -> EntityScores:
+        """The scores of 2n answers: these, and then those of another run."""
+        return EntityScores(np.concatenate([self._counts, other._counts], axis=2).transpose(2, 1, 0))
+
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Metrics by name, each (R,), for weights (n, R)."""
         right, predicted, gold = self._counts @ weights
@@ -158,6 +166,9 @@ class ClassificationScores:
     Args:
         gold: (n,) class indices.
         probabilities: (n, C).
+        calibrated: (n, C) probabilities for `brier` and `expected_calibration_error`, where these are to be others than
+            those that classes and rankings are taken from.
+        ranked: whether the two AUROCs and average precision are wanted, which take nearly all of the time.
 
     Attributes:
         gold: what two runs on the same documents have in common: (n,) class indices.
@@ -167,16 +178,26 @@ class ClassificationScores:
         ValueError: shapes or class indices do not fit.
     """
 
-    def __init__(self, gold: np.ndarray, probabilities: np.ndarray):
+    def __init__(
+        self,
+        gold: np.ndarray,
+        probabilities: np.ndarray,
+        calibrated: np.ndarray | None = None,
+        *,
+        ranked: bool = True,
+    ):
+        self._ranked = ranked
         self.gold, probabilities = _checked(gold, probabilities)
+        calibrated = probabilities if calibrated is None else _checked(gold, calibrated)[1]
+        self._answers = (probabilities, calibrated)
         self._classes = probabilities.shape[1]
         predicted = np.argmax(probabilities, axis=1)
         classes = np.arange(self._classes)
         is_gold = self.gold == classes[:, None]
         is_predicted = predicted == classes[:, None]
-        squared_errors = (probabilities.T - is_gold) ** 2
+        squared_errors = (calibrated.T - is_gold) ** 2
         squared_error = squared_errors[1:] if self._classes == 2 else squared_errors.sum(axis=0, keepdims=True)
-        gaps = _calibration_gaps(self.gold, probabilities)
+        gaps = _calibration_gaps(self.gold, calibrated)
         # Every metric but the rankings is a function of weighted sums over documents: one matrix product gives them.
         self._addends = np.concatenate(
             [is_gold & is_predicted, is_predicted, is_gold, squared_error, gaps], dtype=np.float64
@@ -187,11 +208,20 @@ class ClassificationScores:
         self._rankings = [
             _Ranking.of(index, self.gold, probabilities[:, index], self._by_class)
             for index in self._found
-            if index >= self._first_ranked
+            if ranked and index >= self._first_ranked
         ]
 
     def __len__(self) -> int:
         return len(self.gold)
+
+    def part(self, rows: np.ndarray) -> ClassificationScores:
+        """The scores of some of the documents, by index or mask."""
+        return ClassificationScores(self.gold[rows], *(values[rows] for values in self._answers), ranked=self._ranked)
+
+    def followed_by(self, other: ClassificationScores) -> ClassificationScores:
+        """The scores of 2n answers: these, and then those of another run."""
+        both = (np.concatenate(pair) for pair in zip(self._answers, other._answers, strict=True))
+        return ClassificationScores(np.concatenate([self.gold, other.gold]), *both, ranked=self._ranked)
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Metrics by name, each (R,), NaN where undefined, for weights (n, R)."""
@@ -209,7 +239,7 @@ class ClassificationScores:
             "macro_f1": _macro(f1, predicted + gold > 0),
             "micro_f1": accuracy.copy(),
             "weighted_f1": _ratio((f1 * gold).sum(axis=0), total, undefined=np.nan),
-            **self._ranking_metrics(weights, gold),
+            **(self._ranking_metrics(weights, gold) if self._ranked else {}),
             "brier": _ratio(squared_error, total, undefined=np.nan),
             "expected_calibration_error": _ratio(np.abs(gaps).sum(axis=0), total, undefined=np.nan),
         }

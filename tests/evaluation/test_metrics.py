@@ -103,6 +103,32 @@ def test_classification_metrics_are_those_of_scikit_learn(seed: int) -> None:
     assert classification_metrics(gold, probabilities) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
+EDGES = {
+    "a class that is absent from gold and predictions": (
+        [0, 2, 2, 0],
+        [[0.6, 0.1, 0.3], [0.5, 0, 0.5], [0, 0, 1], [1, 0, 0]],
+    ),
+    "a class that is predicted and not in gold": ([0, 0, 2], [[0.2, 0.8, 0], [0.9, 0, 0.1], [0, 0.3, 0.7]]),
+    "a class that is in gold and never predicted": ([0, 1, 2], [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]]),
+    "one class only": ([1, 1], [[0.3, 0.7], [0.6, 0.4]]),
+    "all scores tied": ([0, 1, 1, 2], [[0.5, 0.25, 0.25]] * 4),
+    "two classes tied at one half": ([0, 1, 1], [[0.5, 0.5]] * 3),
+    "positives tied with negatives at some scores": ([1, 0, 1, 0], [[0.2, 0.8], [0.2, 0.8], [0.6, 0.4], [0.6, 0.4]]),
+    "without a fault": ([0, 1, 2], np.eye(3).tolist()),
+    "nothing right": ([1, 2, 0], np.eye(3).tolist()),
+    "one document": ([1], [[0.2, 0.8]]),
+}
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_edge_cases_are_those_of_scikit_learn(case: str) -> None:
+    gold, probabilities = np.array(EDGES[case][0]), np.array(EDGES[case][1], dtype=float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = expected_metrics(gold, probabilities)
+    assert classification_metrics(gold, probabilities) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("classes", [3, 13])
 def test_multi_class_rankings_are_scikit_learns_own_averages(classes: int, seed: int) -> None:
