@@ -81,7 +81,7 @@ class Adapted:
         Returns:
             (windows, classes), or in token classification (windows, length, tags) or (1, tokens, tags), in float32.
         """
-        weights = self._virtual_weights() if self.method in VIRTUAL else None
+        weights = self.virtual_weights() if self.method in VIRTUAL else None
         if segments is not None:
             return self._packed_logits(inputs, segments, weights).float()
         extra, arguments = 0, dict(inputs)
@@ -107,7 +107,7 @@ class Adapted:
             return self.logits(batch.inputs, batch.segments)
         if batch.segments is None:
             return self.logits(batch.inputs)[batch.rows, batch.columns]
-        weights = self._virtual_weights() if self.method in VIRTUAL else None
+        weights = self.virtual_weights() if self.method in VIRTUAL else None
         return self._packed_logits(batch.inputs, batch.segments, weights, batch.columns)[0].float()
 
     def _packed_logits(
@@ -265,7 +265,8 @@ class Adapted:
         backbone: nn.Module = getattr(self.base, self.base.base_model_prefix)
         return backbone.get_submodule(self.architecture.body)
 
-    def _virtual_weights(self) -> torch.Tensor:
+    def virtual_weights(self) -> torch.Tensor:
+        """The trained vectors of a method with virtual tokens, (tokens, width)."""
         module: Any = self.module
         encoder = module.prompt_encoder["default"]
         if module.peft_config["default"].inference_mode:  # p-tuning is saved as the vectors its network makes

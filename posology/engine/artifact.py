@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posology import files
 from posology.engine.adapted import Adapted
@@ -25,7 +25,7 @@ from posology.engine.baselines import BASELINES, load_baseline
 from posology.engine.card import model_card
 from posology.engine.encode import Encoder
 from posology.engine.methods import METHODS, TASK_TYPES, finish, pooling_of
-from posology.engine.model import BaselineModel, Model
+from posology.engine.model import BaselineModel, Model, Threshold
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of, units_of
 from posology.engine.recipe import Recipe, make_recipe
@@ -115,6 +115,8 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         if method not in METHODS and method not in BASELINES:
             raise UserError(f"has the method {method!r}", "Update Posology", path)
         record["task"].setdefault("unit", "word")  # artifacts of version 0.1.0 do not say it
+        if (threshold := record.get("threshold")) is not None and threshold["positive"] not in record["labels"]:
+            raise KeyError("positive")
         (BASELINES[method].settings if method in BASELINES else Recipe)(**record["recipe"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise UserError("is damaged", "Copy the artifact again or train anew", path) from error
@@ -135,23 +137,83 @@ def load(folder: Path | str, *, task: PreparedTask | None = None, backbone: str 
     folder = Path(folder)
     if (folder / RECORD).is_file() or not (folder / "adapter_config.json").is_file():
         record = read_record(folder)
-        if record["method"] in BASELINES:
-            return load_baseline(folder, record)
     else:
         record = _foreign_record(folder, task)
-    return _load_adapted(folder, record, backbone)
+    model: Model
+    if record["method"] in BASELINES:
+        model = load_baseline(folder, record)
+    else:
+        model = _load_adapted(folder, record, backbone)
+    set_calibration(model, record)
+    return model
+
+
+def set_calibration(model: Model, record: dict[str, Any]) -> None:
+    """Gives a model the temperature and the threshold that its artifact says."""
+    model.temperature = float(record.get("temperature") or 1.0)
+    if (threshold := record.get("threshold")) is not None:
+        model.threshold = Threshold(model.labels.index(threshold["positive"]), threshold["probability"])
+
+
+def load_for(folder: Path | str, task: PreparedTask, *, backbone: str | None = None) -> Model:
+    """Loads an artifact that is to be scored on a prepared task.
+
+    Raises:
+        UserError: as `load`, or it does not fit the task.
+    """
+    model = load(folder, task=task, backbone=backbone)
+    if model.kind != task.kind:
+        raise UserError(f"is for {model.kind}, and {task.name} is {task.kind}", "Choose data of its kind", folder)
+    unknown = sorted(set(task.labels) - set(model.labels))
+    if unknown:
+        raise UserError(
+            f"does not know the label{'s' * (len(unknown) > 1)} {', '.join(unknown)} of {task.name}",
+            "Choose data with its labels, or train anew",
+            folder,
+        )
+    if task.unit not in model.units:
+        raise UserError(
+            f"knows the first pieces of words only, and {task.name} is scored on every piece",
+            "Choose data that are scored by word, or train anew",
+            folder,
+        )
+    return model
 
 
 def _load_adapted(folder: Path, record: dict[str, Any], backbone: str | None) -> Predictor:
+    kind, method, recipe = record["kind"], record["method"], Recipe(**record["recipe"])
+    source = source_of(folder, record, backbone)
+    base, _ = load_model(
+        source,
+        kind,
+        outputs_of(kind, record["labels"]),
+        recipe,
+        mean=record.get("pooling") == "mean",
+        tuned=method in METHODS and METHODS[method].storage == "model",
+        method=method,
+    )
+    return load_onto(base, load_tokenizer(source), folder, record)
+
+
+def load_onto(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, record: dict[str, Any]
+) -> Predictor:
+    """Loads an artifact onto a task model of its backbone that is in memory, which becomes part of the result.
+
+    Args:
+        base: with the artifact's outputs; its frozen weights may be another model's as well.
+        tokenizer: the backbone's.
+        folder: the artifact.
+        record: its `posology.json`.
+
+    Raises:
+        UserError: the adapter is damaged.
+    """
     kind, labels, method = record["kind"], tuple(record["labels"]), record["method"]
     recipe = Recipe(**record["recipe"])
     storage = METHODS[method].storage if method in METHODS else "peft"
     mean = record.get("pooling") == "mean"
-    source = Source(str(folder), folder) if storage == "model" else _find_backbone(folder, record, backbone)
     precision = decide(recipe.precision)
-    base, _ = load_model(
-        source, kind, outputs_of(kind, labels), recipe, mean=mean, tuned=storage == "model", method=method
-    )
     base.requires_grad_(False)
     # PEFT lists the names that heads have anywhere; those that this model lacks are not meant.
     head = tuple(name for name in record["head"] if hasattr(base, name.partition(".")[0]))
@@ -170,10 +232,20 @@ def _load_adapted(folder: Path, record: dict[str, Any], backbone: str | None) ->
     adapted = Adapted(base, module, architecture, method, kind, head, pooling_of(architecture, kind, mean))
     finish(adapted, precision.attention)
     module.eval().to(precision.device)
-    encoder = Encoder(load_tokenizer(source), base.config, recipe, kind, record["virtual_tokens"])
+    encoder = Encoder(tokenizer, base.config, recipe, kind, record["virtual_tokens"])
     return Predictor(
         adapted, encoder, labels, precision, bool(record.get("text_pair")), units_of(record["task"]["unit"])
     )
+
+
+def source_of(folder: Path, record: dict[str, Any], backbone: str | None = None) -> Source:
+    """Where the weights and the tokenizer are that an artifact is loaded on: its backbone's, or its own.
+
+    Raises:
+        UserError: the backbone is missing or another one.
+    """
+    own = record["method"] in METHODS and METHODS[record["method"]].storage == "model"
+    return Source(str(folder), folder) if own else _find_backbone(folder, record, backbone)
 
 
 class _Incomplete(ValueError):

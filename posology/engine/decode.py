@@ -25,8 +25,10 @@ def chunks(tags: Sequence[str]) -> list[Span]:
     return loose_spans([(position, position + 1) for position in range(len(tags))], tags)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities along the last axis; a temperature above 1 makes them less sure."""
+    if temperature != 1.0:
+        logits = logits / temperature
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
@@ -84,7 +86,11 @@ def _viterbi(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 
 def entities(
-    words: Sequence[tuple[int, int]], logits: np.ndarray, labels: Sequence[str]
+    words: Sequence[tuple[int, int]],
+    logits: np.ndarray,
+    labels: Sequence[str],
+    temperature: float = 1.0,
+    outside_offset: float = 0.0,
 ) -> tuple[list[Span], list[float]]:
     """Entities as character spans, with scores.
 
@@ -92,12 +98,16 @@ def entities(
         words: (start, end) of each word.
         logits: (words, tags).
         labels: entity types.
+        temperature: of the scores; it changes no entity.
+        outside_offset: what the logit of O is lowered by to find more entities; it changes no score.
 
     Returns:
         Spans, and for each the mean probability of its words' tags.
     """
-    chosen = best_tags(logits)
-    probabilities = softmax(np.nan_to_num(logits))
+    lowered = np.zeros(logits.shape[1], logits.dtype)
+    lowered[0] = outside_offset
+    chosen = best_tags(logits - lowered if outside_offset else logits)
+    probabilities = softmax(np.nan_to_num(logits), temperature)
     dropped = np.isnan(logits[:, 0]) if len(logits) else np.empty(0, bool)
     spans: list[Span] = []
     scores: list[float] = []

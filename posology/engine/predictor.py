@@ -79,7 +79,7 @@ class Predictor(Model):
         """
         adapted = self.adapted
         if adapted.module is not adapted.base and adapted.method not in VIRTUAL and _in_float32(adapted.module):
-            _put_in(adapted.base)
+            put_in(adapted.base)
             adapted.module = adapted.base
             adapted.layers = write_out(adapted.base, adapted.architecture, lambda: adapted._row)
         adapted.module.requires_grad_(False)
@@ -90,8 +90,11 @@ class Predictor(Model):
                     part.to(torch.bfloat16)
 
 
-def _put_in(base: nn.Module) -> None:
-    """Merges PEFT's adapters into what they adapt. Its own function fails on ModernBERT's head under IA3."""
+def put_in(base: nn.Module) -> None:
+    """Merges PEFT's adapters into what they adapt, and takes its wrappers off.
+
+    Its own function fails on ModernBERT's head under IA3.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 

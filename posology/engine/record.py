@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from posology.engine.backbone import Source
+from posology.engine.lineage import lineage
 from posology.engine.predictor import Predictor
+from posology.engine.process import processor_name
 from posology.engine.recipe import Recipe
 from posology.engine.training import Fit
 from posology.evaluation.statistics import clean
@@ -26,10 +31,27 @@ def task_record(task: PreparedTask) -> dict[str, Any]:
             "protocol": task.protocol,
             "fingerprint": task.fingerprint,
             "unit": task.unit,
+            "data": _data(task),
         },
         "kind": task.kind,
         "labels": list(task.labels),
+        "threshold": None,
+        "temperature": 1.0,
+        "calibration": None,
     }
+
+
+_NOTED = (
+    "splits", "flow", "groups", "counts", "leaks", "leak_rule", "dropped_leaks", "group_overlap",
+    "same_text_other_label", "defects", "remarks", "problems_found",
+)  # fmt: skip
+
+
+def _data(task: PreparedTask) -> dict[str, Any]:
+    """What the model card says of the documents: numbers, and sentences of the program. No name of a file, which may be
+    a patient's."""
+    source: dict[str, Any] = {name: task.source[name] for name in ("format", "synthetic") if name in task.source}
+    return {"documents": task.counts, **source, **{name: task.notes[name] for name in _NOTED if name in task.notes}}
 
 
 def scoring(task: PreparedTask, unit: str) -> dict[str, str] | None:
@@ -50,6 +72,7 @@ def adapted_record(source: Source, predictor: Predictor, recipe: Recipe) -> dict
             "layers": source.layers,
             "sha256": source.fingerprint,
             "parameters": adapted.backbone_parameters,
+            **lineage(source)._asdict(),
         },
         "method": adapted.method,
         "recipe": recipe.model_dump(mode="json"),
@@ -58,8 +81,6 @@ def adapted_record(source: Source, predictor: Predictor, recipe: Recipe) -> dict
         "virtual_tokens": predictor.encoder.virtual_tokens,
         "parameters": adapted.count_trainable(),
         "precision": predictor.precision.reason,
-        "threshold": None,
-        "temperature": 1.0,
         "versions": versions("torch", "transformers", "peft", "tokenizers"),
     }
 
@@ -73,10 +94,15 @@ def summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
         "metric": record["task"]["metric"],
         "backbone": record["backbone"]["name"],
         "backbone_parameters": record["backbone"]["parameters"],
+        "domain": record["backbone"].get("domain"),
+        "pretraining": record["backbone"].get("pretraining"),
+        "distilled_from": (record.get("distilled_from") or {}).get("name") or record["backbone"].get("distilled_from"),
         "method": record["method"],
         "seed": record["seed"],
         "metrics": record["test"]["metrics"],
         "validation": record["validation"],
+        "temperature": record["temperature"],
+        "calibration": record["calibration"],
         "per_label": record["test"]["per_label"],
         "seconds": record["training"]["seconds"],
         "trainable_parameters": record["parameters"]["method"] + record["parameters"]["head"],
@@ -91,6 +117,27 @@ def versions(*names: str) -> dict[str, str]:
     """The versions that a result depends on: of Python, Posology and these packages."""
     found = {name: importlib.metadata.version(name) for name in ("posology", *names)}
     return {"python": platform.python_version(), **found, "threads": str(torch.get_num_threads())}
+
+
+def machine() -> dict[str, Any]:
+    """What a training ran on, for its model card."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def label_counts(targets: Sequence[np.ndarray], kind: str, labels: Sequence[str]) -> dict[str, int]:
+    """How many training documents each class has, or how many entities each type.
+
+    Args:
+        targets: of each document, as `posology.engine.run.targets` gives them: a class, or a tag of each word.
+    """
+    found = np.concatenate([np.atleast_1d(each) for each in targets])
+    if kind == "token-classification":
+        found = (found[found % 2 == 1] - 1) // 2  # tags are O, then B- and I- of each type: B- begins an entity
+    return dict(zip(labels, np.bincount(found, minlength=len(labels)).tolist(), strict=True))
 
 
 def training_record(result: Fit, documents: int) -> dict[str, Any]:

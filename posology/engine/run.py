@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,20 +15,40 @@ from posology.engine import predictions
 from posology.engine.activations import Activations, frozen_layers
 from posology.engine.architectures import architecture_of
 from posology.engine.backbone import Source, checkpoint_layers, load_config, load_model, load_tokenizer
+from posology.engine.calibrate import fit_calibration
+from posology.engine.checkpoint import untouched_generators
 from posology.engine.decode import word_tags
 from posology.engine.encode import Encoded, Encoder
 from posology.engine.memory import Rehearsal, readable, resident_bytes, tokens_that_fit
 from posology.engine.methods import adapt, check
-from posology.engine.model import Model
+from posology.engine.model import Answers, Model
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of, units_of
 from posology.engine.recipe import Recipe
-from posology.engine.record import adapted_record, scoring, summary, task_record, training_record, versions
+from posology.engine.record import (
+    adapted_record,
+    label_counts,
+    machine,
+    scoring,
+    summary,
+    task_record,
+    training_record,
+    versions,
+)
+from posology.engine.teaching import Soft, Teaching, ask, read_unlabelled, without_labels
 from posology.engine.training import Budget, Fit
 from posology.engine.virtual import VIRTUAL
 from posology.errors import Interrupted, UserError
 from posology.evaluation.statistics import clean
 from posology.tasks.prepared import PreparedTask
+
+
+class _Best(NamedTuple):
+    """The evaluation that scored best in this process, counted from 0, and what the model answered in it."""
+
+    score: float
+    number: int
+    answers: Answers
 
 
 class Run:
@@ -43,11 +63,13 @@ class Run:
         asked: `recipe_name`, `seed` and `budget` (`max_seconds`, `evaluate_seconds`, `shots`), as the record says them.
         overwrite: replace an existing folder.
         keep_activations: the folder in which to keep what frozen layers make of the documents.
+        teaching: whom it learns from beside the labels.
 
     Attributes:
         activations: what frozen layers make of the documents; None where there are none, or one epoch and no folder.
         predictor: the model, which training changes.
-        encoded, targets: what it is trained on, after `read`.
+        encoded, targets: what it is trained on, after `read`: labelled documents before those without labels.
+        soft: what the teacher says of these; None where there is no teacher.
 
     Raises:
         UserError: they do not go together, or the artifact could not be written.
@@ -55,6 +77,7 @@ class Run:
 
     encoded: Encoded
     targets: list[np.ndarray]
+    soft: Soft | None = None
 
     def __init__(
         self,
@@ -67,9 +90,12 @@ class Run:
         *,
         overwrite: bool,
         keep_activations: Path | str | None = None,
+        teaching: Teaching | None = None,
     ):
         self.task, self.source, self.recipe, self.out = task, source, recipe, out
-        self._asked, self._overwrite = asked, overwrite
+        self._asked, self._overwrite, self._teaching = asked, overwrite, teaching
+        self._best: _Best | None = None
+        self._evaluations = 0
         self._before = resident_bytes()
         self.predictor = build(task, source, method, recipe, asked["seed"])
         artifacts.check_writable(out, self.predictor.adapted)
@@ -106,6 +132,7 @@ class Run:
             "layout": adapted.layout,
             "device": precision.device.type,
             "bf16": precision.bf16,
+            **(self._teaching.settings() if self._teaching is not None else {}),
             **versions("torch", "transformers", "peft", "tokenizers"),
         }
 
@@ -115,15 +142,31 @@ class Run:
         task, encoder = self.task, self.predictor.encoder
         training, validation = training_documents(task, self._asked["budget"]["shots"], self._asked["seed"])
         self._paired = any(document.text_pair is not None for document in training)
-        training, self.encoded = encoder.read(training, task.unit, cache=task.folder)
+        if self._teaching is None:
+            training, self.encoded = encoder.read(training, task.unit, cache=task.folder)
+            self.targets = self._labelled = targets(training, task.kind, task.labels)
+        else:
+            training = self._read_taught(training, self._teaching)
         self._validation, self._encoded_validation = encoder.read(validation, task.unit, cache=task.folder)
-        self.targets = targets(training, task.kind, task.labels)
         console.say(
             f"{len(training):,} training documents, {int(self.encoded.pieces.sum()):,} pieces, "
             f"{self.encoded.coverage:.1%} of them read in {sum(map(len, self.encoded.windows)):,} windows of up to "
             f"{encoder.max_length}"
         )
         self._before += resident_bytes() - before
+
+    def _read_taught(self, labelled: list[Document], teaching: Teaching) -> list[Document]:
+        """Reads the documents with labels and those without, and asks the teacher about them."""
+        task = self.task
+        unlabelled, said = read_unlabelled(teaching, task)
+        both = [*labelled, *unlabelled]
+        documents, self.encoded = self.predictor.encoder.read(both, task.unit)
+        self._labelled = targets(documents[: len(labelled)], task.kind, task.labels)
+        words = [len(document.words) for document in documents[len(labelled) :]]
+        self.targets = self._labelled + without_labels(words, task.kind)
+        with untouched_generators():
+            self.soft = ask(teaching, task, both, self.encoded, said)
+        return documents
 
     def tokens(self) -> int | None:
         """Pieces of a micro-batch that fit into the memory asked for; None where none is.
@@ -153,9 +196,25 @@ class Run:
 
     def validate(self) -> dict[str, float]:
         """Every metric of the model as it is, on validation."""
+        answers = self._answer_validation("validating")
+        scores = self.predictor.score(self._validation, answers.logits)
+        score = scores[self.task.metric]
+        if self._best is None or score > self._best.score:
+            self._best = _Best(score, self._evaluations, answers)
+        self._evaluations += 1
+        return scores
+
+    def _answer_validation(self, description: str) -> Answers:
         predictor, encoded = self.predictor, self._encoded_validation
         kept = self.activations.of(encoded, "validation") if self.activations is not None else None
-        return predictor.score(self._validation, predictor.logits(encoded, "validating", kept))
+        return Answers(self._validation, predictor.logits(encoded, description, kept), encoded.coverage)
+
+    def _best_answers(self, result: Fit) -> Answers:
+        """What the state that was kept answers on validation: known, but where training went on from a checkpoint."""
+        before = len(result.evaluations) - self._evaluations
+        if self._best is not None and self._best.number + before == result.best:
+            return self._best.answers
+        return self._answer_validation("calibrating")
 
     def finish(self, result: Fit) -> dict[str, Any]:
         """Writes the artifact, scores it on test, and gives what `posology train --json` prints.
@@ -169,18 +228,29 @@ class Run:
             | adapted_record(self.source, self.predictor, self.recipe)
             | self._asked
             | {
-                "training": training_record(result, len(self.targets)),
+                "training": training_record(result, len(self._labelled))
+                | {"per_label": label_counts(self._labelled, task.kind, task.labels)},
+                "machine": machine(),
                 "validation": clean(result.metrics) if result.best is not None else None,
                 "coverage": {"train": self.encoded.coverage, "validation": self._encoded_validation.coverage},
                 "text_pair": self._paired,
                 "scoring": scoring(task, task.unit),
                 "test": None,
+                "distilled_from": None if self.soft is None else self.soft.record,
             }
         )
         # Written before the test, so that nothing that happens there costs the training.
         artifacts.save(self.out, self.predictor.adapted, self.source, record, overwrite=self._overwrite)
         state = "the best state so far" if result.evaluations else "weights that were never validated"
-        return test(self.out, task, self.predictor, record, state, interrupted=result.stopped == "interrupted")
+        return test(
+            self.out,
+            task,
+            self.predictor,
+            record,
+            state,
+            validation=lambda: self._best_answers(result),
+            interrupted=result.stopped == "interrupted",
+        )
 
 
 def build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed: int) -> Predictor:
@@ -221,12 +291,24 @@ def training_documents(task: PreparedTask, shots: int | None, seed: int) -> tupl
 
 
 def test(
-    out: Path, task: PreparedTask, model: Model, record: dict[str, Any], state: str, *, interrupted: bool
+    out: Path,
+    task: PreparedTask,
+    model: Model,
+    record: dict[str, Any],
+    state: str,
+    *,
+    validation: Callable[[], Answers],
+    interrupted: bool,
 ) -> dict[str, Any]:
-    """Scores a saved model on test, once, and notes it in its artifact; `state` says what an interrupted one holds."""
+    """Calibrates a saved model on its answers on validation, scores it on test, once, and notes both in its artifact;
+    `state` says what an interrupted one holds."""
     try:
         if interrupted:
             raise KeyboardInterrupt
+        answers = validation()
+        record |= fit_calibration(model, task, answers.documents, answers.logits)
+        if record["validation"] is not None:
+            record["validation"] = clean(model.score(answers.documents, answers.logits))
         answers = model.answer(task.documents("test"), "testing", unit=task.unit)
         record["test"] = model.evaluate(answers.documents, answers.logits)
         record["coverage"]["test"] = answers.coverage

@@ -15,17 +15,20 @@ from posology.engine import artifact as artifacts
 from posology.engine import baselines
 from posology.engine.backbone import load_config, resolve
 from posology.engine.baselines import BASELINES
+from posology.engine.calibrate import calibration_report, threshold_report
 from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint, left_behind
 from posology.engine.loop import fit
 from posology.engine.memory import parse_bytes
 from posology.engine.methods import check_method
 from posology.engine.recipe import make_recipe
-from posology.engine.record import scoring, summary, task_record, versions
-from posology.engine.run import Run, test, training_documents
+from posology.engine.record import label_counts, machine, scoring, summary, task_record, versions
+from posology.engine.run import Run, targets, test, training_documents
 from posology.engine.stopping import interruptible
+from posology.engine.teaching import Teaching
 from posology.engine.training import Watch
 from posology.errors import Interrupted, UserError
 from posology.evaluation.statistics import clean
+from posology.evaluation.subgroups import by_column, read_column
 from posology.files import check_free, check_writable
 from posology.tasks.prepared import PreparedTask
 
@@ -50,6 +53,7 @@ def train(
     checkpoint_seconds: float = EVERY_SECONDS,
     keep_activations: Path | str | None = None,
     watch: Watch | None = None,
+    distilled_from: Teaching | Path | str | None = None,
 ) -> dict[str, Any]:
     """Adapts a backbone to a prepared task and writes the artifact.
 
@@ -86,6 +90,8 @@ def train(
         watch: is called after each evaluation with its `epoch`, `step`, training `seconds`, `loss`, and `score` on
             validation. Where it returns True, training ends, `stopped` says "pruned", and the best state so far is kept
             and scored. Evaluations from before an interruption are not told again. Baselines have none.
+        distilled_from: an artifact for the same labels, whose answers are targets too. Baselines learn from labels
+            alone.
 
     Returns:
         What `posology train --json` prints: `artifact`, `metrics`, `seconds`, `trainable_parameters` and the rest of
@@ -110,6 +116,8 @@ def train(
     }
     asked = {"recipe_name": recipe, "seed": seed, "budget": budget}
     with interruptible():
+        if method in BASELINES and distilled_from is not None:
+            raise UserError(f"{method} learns from labels alone", "Choose a method that adapts a backbone", "--method")
         if method in BASELINES:
             settings = baselines.make_settings(method, task.kind, recipe, overrides)
             return _train_baseline(task, method, settings, out, asked, overwrite)
@@ -119,7 +127,17 @@ def train(
             )
         source = resolve(backbone)
         chosen = make_recipe(method, recipe, overrides, width=load_config(source).hidden_size)
-        run = Run(task, source, method, chosen, out, asked, overwrite=overwrite, keep_activations=keep_activations)
+        run = Run(
+            task,
+            source,
+            method,
+            chosen,
+            out,
+            asked,
+            overwrite=overwrite,
+            keep_activations=keep_activations,
+            teaching=_teaching(distilled_from),
+        )
         checkpoint = Checkpoint(out, run.settings(), every=checkpoint_seconds, fresh=fresh)
         with _continuable(checkpoint, out):
             run.read()
@@ -137,8 +155,13 @@ def train(
                 token_budget=run.tokens(),
                 activations=run.activations,
                 watch=watch,
+                soft=run.soft,
             )
             return run.finish(result)
+
+
+def _teaching(teacher: Teaching | Path | str | None) -> Teaching | None:
+    return Teaching(Path(teacher)) if isinstance(teacher, str | Path) else teacher
 
 
 @contextlib.contextmanager
@@ -191,7 +214,9 @@ def _train_baseline(
             "virtual_tokens": 0,
             "parameters": {"head": 0, "method": result.model.entries, "total": result.model.entries},
             "versions": versions("scikit-learn", "numpy"),
-            "training": result.record(len(training)),
+            "training": result.record(len(training))
+            | {"per_label": label_counts(targets(training, task.kind, task.labels), task.kind, task.labels)},
+            "machine": machine(),
             "validation": clean(result.scores),
             "coverage": {"train": 1.0, "validation": 1.0},
             "text_pair": result.model.text_pair,
@@ -201,7 +226,15 @@ def _train_baseline(
     )
     artifacts.save_baseline(out, result.model, record, overwrite=overwrite)
     console.say(f"{out} holds words of the training documents as they are: keep it as you keep these documents")
-    return test(out, task, result.model, record, "the best so far", interrupted=result.stopped == "interrupted")
+    return test(
+        out,
+        task,
+        result.model,
+        record,
+        "the best so far",
+        validation=lambda: result.model.answer(validation),
+        interrupted=result.stopped == "interrupted",
+    )
 
 
 def _unfinished(out: Path, fresh: bool) -> bool:
@@ -233,6 +266,8 @@ def evaluate(
     *,
     split: Literal["train", "validation", "test"] = "test",
     backbone: str | None = None,
+    by: str | None = None,
+    table: Path | str | None = None,
 ) -> dict[str, Any]:
     """Scores an artifact on a split of a prepared task.
 
@@ -241,30 +276,36 @@ def evaluate(
         data: a prepared task with the same labels.
         split: which split.
         backbone: where the backbone is, if not where it was in training.
+        by: also score apart the documents of each value of this column, such as sex or ward.
+        table: CSV, TSV, JSON Lines or Parquet that has the column, beside `id` (of documents) or `group` (of patients);
+            the split itself by default.
 
     Returns:
-        `metrics` ({name: {value, low, high}}), `per_label`, `documents`, `groups`, `coverage`, `split`.
+        `metrics` ({name: {value, low, high}}; `brier` and `expected_calibration_error` of calibrated probabilities, all
+        others of the logits as they are), `per_label`, `documents`, `groups`, `coverage`, `split`, `temperature`;
+        `calibration` as in `calibration_report`, `threshold` as in `threshold_report`;
+        with a column, `by` ({value: {name: {value, low, high}, documents, groups, small}}).
 
     Raises:
-        UserError: the artifact does not fit the task.
+        UserError: the artifact does not fit the task, or the column cannot be read.
     """
     task = PreparedTask.open(data)
-    model = artifacts.load(artifact, task=task, backbone=backbone)
-    if model.kind != task.kind:
-        raise UserError(f"is for {model.kind}, and {task.name} is {task.kind}", "Choose data of its kind", artifact)
-    unknown = sorted(set(task.labels) - set(model.labels))
-    if unknown:
-        raise UserError(
-            f"does not know the label{'s' * (len(unknown) > 1)} {', '.join(unknown)} of {task.name}",
-            "Choose data with its labels, or train anew",
-            artifact,
-        )
-    if task.unit not in model.units:
-        raise UserError(
-            f"knows the first pieces of words only, and {task.name} is scored on every piece",
-            "Choose data that are scored by word, or train anew",
-            artifact,
-        )
-    answers = model.answer(task.documents(split), "evaluating", unit=task.unit)
+    model = artifacts.load_for(artifact, task, backbone=backbone)
+    documents = task.documents(split)
+    ids, groups = [document.id for document in documents], [document.group for document in documents]
+    if table is not None and by is None:
+        raise UserError("a table was named, and no column of it", "Add --by COLUMN", "--table")
+    values = None if by is None else read_column(table or task.file(split), by, ids, groups)
+    answers = model.answer(documents, "evaluating", unit=task.unit)
     result = model.evaluate(answers.documents, answers.logits)
-    return {"artifact": str(artifact), "task": task.name, "split": split, **result, "coverage": answers.coverage}
+    apart = {} if values is None else {"by": clean(by_column(model.scores(*answers[:2]), values, groups))}
+    return {
+        "artifact": str(artifact),
+        "task": task.name,
+        "split": split,
+        **result,
+        **apart,
+        "calibration": calibration_report(model, answers.documents, answers.logits),
+        "threshold": threshold_report(model, answers.documents, answers.logits),
+        "coverage": answers.coverage,
+    }

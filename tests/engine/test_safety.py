@@ -241,6 +241,8 @@ def test_labels_that_look_like_markup_are_printed_as_they_are(capsys: pytest.Cap
     entry = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 3}
     metrics = {"macro_f1": {"value": 1.0, "low": None, "high": None}}
     result = {"artifact": "x", "metrics": metrics, "per_label": {"[/NAME]": entry, "[b]y": entry}}
-    render.show("evaluate", result | {"documents": 3, "coverage": 1.0})
+    scores = {"nll": 0.1, "brier": 0.1, "ece": 0.1, "adaptive_ece": None}
+    evaluated = {"documents": 3, "coverage": 1.0, "split": "test", "threshold": None}
+    render.show("evaluate", result | evaluated | {"calibration": {"before": scores, "after": scores}})
     out = capsys.readouterr().out
     assert "[/NAME]" in out and "[b]y" in out
