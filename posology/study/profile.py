@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posology import __version__, console
@@ -217,24 +215,16 @@ def this_machine() -> dict[str, Any]:
     import torch
 
     from posology.engine.precision import decide
+    from posology.engine.process import processor_name
 
     device = decide().device
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "posology": __version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def _start_seconds() -> float:

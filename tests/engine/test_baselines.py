@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def test_it_trains_saves_loads_and_answers_the_same(
     assert result["adapter_bytes"] == sizes["baseline.safetensors"] + sizes["vocabulary.json"]
     card = (tmp_path / "run" / "README.md").read_text()
     assert "without a backbone" in card and "keep it as you keep" in card and str(tmp_path) not in card
-    assert "patient" not in card.replace("patients where the data say so", "").replace("about a patient without", "")
+    assert not re.search(r"\b(abc|d1)\b", card), "words of the documents"
 
 
 @pytest.mark.parametrize("method", BASELINES)
