@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posology import console
-from posology.errors import Interrupted
 from posology.files import check_free
+
+if TYPE_CHECKING:
+    from posology.study.cell import Cell
 
 _MARK = ".posology-demo"
 PATIENTS = 80
@@ -21,13 +23,13 @@ RUNS = (
     ("full", "minilm:3"), ("lora", "minilm:3"),
 )  # fmt: skip
 OVERRIDES = {"epochs": 3}
+STUDY = "demo"
 
 
 def run(out: Path, *, seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
-    """Writes a hospital, prepares two tasks, trains several methods and a baseline, compares them and writes a page.
+    """Writes a hospital, prepares two tasks, trains several methods and a baseline as a study, and reports on them.
 
-    Leaves `hospital/`, `data/`, `runs/` and `report/index.html` in `out`. Runs that are there already, from a demo that
-    was interrupted, are not trained again.
+    Leaves `hospital/`, `data/`, `ledger.db`, `ledger.runs/` and `report/` in `out`. A demo that was interrupted goes on.
 
     Args:
         out: the folder; may hold an interrupted demo.
@@ -35,53 +37,54 @@ def run(out: Path, *, seed: int = 7, overwrite: bool = False) -> dict[str, Any]:
         overwrite: start from nothing.
 
     Returns:
-        `page`, `seconds`, and `runs`: what `posology train` returns for each.
+        `page`, `ledger`, `seconds`, and `runs`: what `posology train` returns for each.
 
     Raises:
-        UserError: `out` holds something else.
+        UserError: `out` holds something else, or no run could be done.
+        Interrupted: stopped; the same call goes on.
     """
-    from posology.engine.artifact import RECORD, read_record
-    from posology.engine.train import summary, train
-    from posology.report.page import comparison_table, write_page
+    from dataclasses import replace
+
+    from posology.report.command import write_report
+    from posology.report.reading import read
+    from posology.report.terminal import comparison_table
+    from posology.study.driver import carry_out
+    from posology.study.ledger import Ledger
 
     started = time.monotonic()
-    mark = out / _MARK
+    mark, path = out / _MARK, out / "ledger.db"
     if not mark.is_file():
         check_free(out, marker=_MARK, overwrite=False)
     if overwrite:
-        for part in ("hospital", "data", "runs", "report"):
+        for part in ("hospital", "data", "ledger.runs", "report"):
             shutil.rmtree(out / part, ignore_errors=True)
+        for file in out.glob("ledger.db*"):
+            file.unlink()
     out.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    wanted = _wanted(_prepare(out, seed))
-    runs: list[dict[str, Any]] = []
-    for data, method, backbone in wanted:
-        task = data.name
-        name = "-".join([task, method] + ([backbone.replace(":", "-")] if backbone else []))
-        artifact = out / "runs" / name
-        console.say(f"\n{len(runs) + 1}/{len(wanted)}: {method}{f' on {backbone}' if backbone else ''}, task {task}")
-        if (artifact / RECORD).is_file() and _same(record := read_record(artifact), data, seed):
-            console.say("done already")
-            runs.append(summary(artifact, record))
-            continue
-        overrides = OVERRIDES if backbone else None
-        try:
-            runs.append(train(data, backbone, method, artifact, overrides=overrides, seed=seed, overwrite=True))
-        except KeyboardInterrupt as error:
-            raise Interrupted(f"{len(runs)} of {len(wanted)} runs are in {out}; the same command goes on") from error
-    rows = [_row(one) for one in runs]
-    page = write_page(out / "report" / "index.html", "Demonstration on a synthetic hospital", rows, _NOTES)
-    console.say(f"\n{comparison_table(rows)}\n{page}")
-    return {"page": str(page), "seconds": time.monotonic() - started, "runs": runs}
+    cells = _wanted(_prepare(out, seed), seed)
+    with Ledger(path, write=True) as ledger:
+        runs = carry_out(ledger, STUDY, cells, title=_TITLE, retry=True)
+    for run in runs:
+        if run["state"] == "failed":
+            console.say(f"{run['task']} {run['method']}: failed: {run['problem']}")
+    results = read(path, studies=[STUDY], title=_TITLE)
+    written = write_report(replace(results, notes=(*_NOTES, *results.notes)), out / "report", overwrite=True)
+    console.say(f"\n{comparison_table(results)}\n{written['page']}")
+    return {
+        "page": written["page"],
+        "ledger": str(path),
+        "seconds": time.monotonic() - started,
+        "runs": [run["result"] for run in runs if run["result"] is not None],
+    }
 
 
-_NOTES = [
+_TITLE = "Demonstration on a synthetic hospital"
+_NOTES = (
     "The notes are generated: no patient stands behind any of them. They show how the methods compare, not how well they "
     "do on yours.",
     "Each run was trained once, with one seed; another seed moves scores by a point or more.",
-    "Validation chose each run's checkpoint, and the test split was scored once. Intervals are 95 % bootstrap intervals "
-    "over records.",
-]
+)
 
 
 def _prepare(out: Path, seed: int) -> list[Path]:
@@ -102,49 +105,24 @@ def _prepare(out: Path, seed: int) -> list[Path]:
     return folders
 
 
-def _wanted(folders: list[Path]) -> list[tuple[Path, str, str | None]]:
-    """Every run: data, method and backbone."""
+def _wanted(folders: list[Path], seed: int) -> list[Cell]:
+    """Every run: on each task a baseline, and `RUNS`."""
+    from posology.study.cell import Cell
     from posology.tasks.prepared import PreparedTask
 
-    wanted: list[tuple[Path, str, str | None]] = []
+    wanted = []
     for folder in folders:
-        wanted.append((folder, BASELINES[PreparedTask.open(folder).kind], None))
-        wanted += [(folder, method, backbone) for method, backbone in RUNS]
+        baseline = BASELINES[PreparedTask.open(folder).kind]
+        wanted.append(Cell(task=folder.name, data=folder.absolute(), backbone=None, method=baseline, seed=seed))
+        wanted += [
+            Cell(
+                task=folder.name,
+                data=folder.absolute(),
+                backbone=backbone,
+                method=method,
+                overrides=OVERRIDES,
+                seed=seed,
+            )
+            for method, backbone in RUNS
+        ]
     return wanted
-
-
-def _same(record: dict[str, Any], data: Path, seed: int) -> bool:
-    """Whether a finished run is the one wanted: an interrupted one has no test score."""
-    from posology.tasks.prepared import PreparedTask
-
-    wanted = OVERRIDES if record["backbone"]["parameters"] else {}
-    recipe = {key: record["recipe"].get(key) for key in wanted}
-    fingerprint = PreparedTask.open(data).fingerprint
-    return bool(record["test"]) and (record["task"]["fingerprint"], record["seed"], recipe) == (
-        fingerprint,
-        seed,
-        wanted,
-    )
-
-
-def _row(run: dict[str, Any]) -> Any:
-    from posology.report.runs import RunRow
-
-    score = run["metrics"][run["metric"]]
-    return RunRow(
-        task=run["task"],
-        kind=run["kind"],
-        backbone=run["backbone"],
-        backbone_parameters=run["backbone_parameters"],
-        method=run["method"],
-        metric=run["metric"],
-        value=score["value"],
-        low=score["low"],
-        high=score["high"],
-        trainable_parameters=run["trainable_parameters"],
-        adapter_bytes=run["adapter_bytes"],
-        seconds=run["seconds"],
-        examples_per_second=run["training"]["examples_per_second"],
-        seed=run["seed"],
-        coverage=run["coverage"]["test"],
-    )

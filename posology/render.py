@@ -23,8 +23,12 @@ def show(command: str, result: Any) -> None:
             console.print(line, markup=False, highlight=False)
     elif command == "bench":
         _show_bench(console, result)
+    elif command == "calibrate":
+        _show_calibrated(console, result)
     elif command == "study" and isinstance(result, dict):
         _show_study(console, result)
+    elif command == "report":
+        _show_report(console, result)
     elif isinstance(result, list):
         console.print(_table(result))
     elif isinstance(result, dict) and "metrics" in result:
@@ -64,7 +68,72 @@ def _show_scores(console: Console, result: dict[str, Any]) -> None:
         console.print(
             f"{result['documents']:,} documents; {result['coverage']:.1%} of their text read", highlight=False
         )
+        _show_calibration(console, {result["split"]: result["calibration"]})
+        if result["threshold"] is not None:
+            _show_threshold(console, result["threshold"], {result["split"]: result["threshold"]["metrics"]})
     console.print(result["artifact"], markup=False, highlight=False)
+
+
+def _show_calibrated(console: Console, result: dict[str, Any]) -> None:
+    calibration, threshold = result["calibration"], result["threshold"]
+    if calibration["refused"] is not None:
+        console.print(f"temperature 1: {calibration['refused']}", markup=False, highlight=False)
+    else:
+        console.print(f"temperature {result['temperature']:.3f}", highlight=False)
+    _show_calibration(console, {"validation": calibration, "test": result["test"]})
+    if threshold is not None:
+        _show_threshold(console, threshold, {split: threshold[split] for split in ("validation", "expected", "test")})
+    console.print(result["artifact"], markup=False, highlight=False)
+
+
+def _show_calibration(console: Console, splits: dict[str, dict[str, Any] | None]) -> None:
+    """How well probabilities fit, before the temperature and after it."""
+    table = Table("probabilities", "", "ECE", "adaptive ECE", "Brier", "NLL", box=box.SIMPLE)
+    for split, found in splits.items():
+        for name, title in {"before": "as trained", "after": "calibrated"}.items():
+            if found is None:
+                continue
+            scores = found[name]
+            values = (scores[key] for key in ("ece", "adaptive_ece", "brier", "nll"))
+            table.add_row(split, title, *("undefined" if value is None else f"{value:.4f}" for value in values))
+    console.print(table)
+
+
+def _show_threshold(console: Console, threshold: dict[str, Any], splits: dict[str, dict[str, Any] | None]) -> None:
+    """What a threshold reaches."""
+    goal = "".join(f", for {name.replace('_', ' ')} {value:g}" for name, value in threshold.get("goal", {}).items())
+    console.print(
+        f"{threshold['positive']} from a probability of {threshold['probability']:.4f}{goal}",
+        markup=False,
+        highlight=False,
+    )
+    found = {split: values for split, values in splits.items() if values is not None}
+    table = Table("", *found, box=box.SIMPLE)
+    for name in next(iter(found.values())):
+        table.add_row(name, *(_interval(values[name]) for values in found.values()))
+    console.print(table)
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    if "value" not in entry:
+        return "undefined" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
+    if entry["value"] is None:
+        return "undefined"
+    interval = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
+    return f"{entry['value']:.3f}{interval}"
+
+
+def _show_report(console: Console, result: dict[str, Any]) -> None:
+    for task, verdict in result["verdicts"].items():
+        console.print(f"{task}", style="bold", markup=False, highlight=False)
+        for sentence in verdict["sentences"]:
+            console.print(f"  {sentence}", markup=False, highlight=False)
+    console.print(
+        f"{result['runs']:,} runs, {result['tasks']} tasks; {len(result['tables'])} files of tables, "
+        f"{len(result['figures'])} of figures",
+        highlight=False,
+    )
+    console.print(result["page"], markup=False, highlight=False)
 
 
 _RUN = {"key": "run", "task": "", "backbone": "", "method": "", "seed": "", "limits": "", "state": "", "score": "",

@@ -43,11 +43,24 @@ _COMMANDS = {
     ),
     "prepare": ("posology.tasks.generic:prepare", "Turn labelled text of any common format into a prepared task."),
     "evaluate": ("posology.engine.train:evaluate", "Score an artifact on a split of a prepared task, with intervals."),
+    "calibrate": (
+        "posology.engine.calibrate:calibrate",
+        "Fit an artifact's temperature, and a threshold at a wanted sensitivity, specificity or ratio of costs.",
+    ),
     "predict": (
         "posology.engine.predict:predict",
         "Predict labels or entities for every document of a file or folder.",
     ),
+    "report": (
+        "posology.report.command:report",
+        "Write tables, figures and a page about the runs of a ledger, and what may be said of them.",
+    ),
+    "export": (
+        "posology.ship.export:export",
+        "Write an artifact as a folder that runs without Posology: ONNX, fp32 or int8, or for transformers.",
+    ),
     "predict-files": ("posology.study.bulk:predict_files", "Predict for many files, on a Ray cluster."),
+    "track": ("posology.report.tracking:track", "Show the runs of a ledger in MLflow or TensorBoard."),
 }
 for _name, (_path, _help) in _COMMANDS.items():
     app.command(_path, name=_name, help=_help)

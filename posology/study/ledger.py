@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from posology import __version__
+from posology import __version__, catalog
 from posology.errors import UserError
 from posology.study.cell import Cell
 
@@ -53,6 +53,7 @@ CREATE TABLE notes (
     study TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (study, name)
 ) STRICT, WITHOUT ROWID;
 """
+_LINEAGE = ("domain", "pretraining", "distilled_from")
 _COLUMNS = (
     "key, runs.task, backbone, method, seed, shots, max_seconds, state, attempts, worker, begun, ended, problem, metric, "
     "value, low, high, validation, seconds, trainable_parameters, adapter_bytes, peak_memory, artifact, cell"
@@ -341,8 +342,19 @@ class Ledger:
             )
         return [_flat(row) for row in rows]
 
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Every run that is done, in order of declaration, read in one pass: `key`, `cell`, `result` and `studies` as
+        `run` gives them (the curve is in `result`), `peak_memory`, `artifact`, `ended` and `version`."""
+        rows = self._connection.execute(
+            "SELECT key, cell, result, peak_memory, artifact, ended, version, (SELECT json_group_array(study) FROM cells "
+            "WHERE cells.key = runs.key) AS studies FROM runs WHERE state = 'done' ORDER BY rowid"
+        )
+        for row in rows:
+            yield dict(row) | {name: json.loads(row[name]) for name in ("cell", "result", "studies")}
+
     def export(self, out: Path | str) -> int:
-        """Writes all runs as a table.
+        """Writes all runs as a table: the columns of `runs`, and `domain`, `pretraining` and `distilled_from` of what was
+        trained, null for runs that are not done and for baselines.
 
         Args:
             out: a file that ends in .parquet or .csv.
@@ -355,10 +367,23 @@ class Ledger:
         out = Path(out)
         if out.suffix not in (".parquet", ".csv"):
             raise UserError("is neither .parquet nor .csv", "Let its name end in one of them", out)
-        rows = [row | {"overrides": json.dumps(row["overrides"])} for row in self.runs()]
+        lineages = self._lineages()
+        rows = [row | lineages[row["key"]] | {"overrides": json.dumps(row["overrides"])} for row in self.runs()]
         table = pl.DataFrame(rows, infer_schema_length=None)
         table.write_parquet(out) if out.suffix == ".parquet" else table.write_csv(out)
         return len(rows)
+
+    def _lineages(self) -> dict[str, dict[str, str | None]]:
+        """By key, what is known of the pre-training of a run's backbone, and what the run was distilled from."""
+        columns = ", ".join(f"json_extract(result, '$.{name}') AS {name}" for name in _LINEAGE)
+        rows = self._connection.execute(f"SELECT key, backbone, state, {columns} FROM runs")
+        found = {}
+        for row in rows:
+            found[row["key"]] = own = {name: row[name] for name in _LINEAGE}
+            if own["domain"] is None and row["state"] == "done":  # written before results said it
+                entry = catalog.find((row["backbone"] or "").partition(":")[0])
+                own["domain"] = None if entry is None else entry.domain
+        return found
 
     def check(self) -> list[str]:
         """What SQLite's own check of the file finds wrong; nothing where it is sound."""

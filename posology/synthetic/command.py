@@ -10,13 +10,13 @@ from posology import __version__
 from posology.console import progress, say
 from posology.errors import UserError
 from posology.files import check_free, staged_folder, write_json
+from posology.synthetic import MARKER
 from posology.synthetic.cast import Sizes, sizes_2010, sizes_2012, sizes_2014
 from posology.synthetic.hospital import Patient, make_hospital
 from posology.synthetic.i2b2 import write_2010, write_2012, write_2014
 from posology.synthetic.mimic import write_mimic
 from posology.synthetic.mimic_tables import write_notes_for
 
-MARKER = "synthetic.json"
 FEWEST = 20
 _BYTES_PER_PATIENT, _BYTES_PER_RECORD = 10_000, 60_000
 

@@ -13,6 +13,7 @@ from posology.console import say
 from posology.corpus.document import Document
 from posology.corpus.relations import Markers
 from posology.errors import UserError
+from posology.synthetic import MARKER
 from posology.tasks.built import Built, Protocol
 from posology.tasks.i2b2_entities import View
 from posology.tasks.leaks import shared_groups
@@ -169,7 +170,8 @@ def published(task: str, built: Built, protocol: Protocol) -> dict[str, dict[str
 
 def _source(corpus: str, built: Built, source: Path) -> dict[str, Any]:
     parts = [Part(source / name, None, name) for name in built.files] or [Part(source, None, "")]
-    return describe(corpus, parts, source)
+    made_up = {"synthetic": True} if (source.absolute().parent / MARKER).is_file() else {}
+    return describe(corpus, parts, source) | made_up
 
 
 def _recorded(options: Mapping[str, Any]) -> dict[str, str]:

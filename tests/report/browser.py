@@ -7,13 +7,51 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pytest
 
+_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+_CONTRAST = """
+(() => {
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+      .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = getComputedStyle(element).backgroundColor;
+      if (colour !== "rgba(0, 0, 0, 0)" && colour !== "transparent") return colour;
+    }
+  };
+  const low = [];
+  for (const element of document.querySelectorAll("main *, footer *, header *")) {
+    if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+    if (!element.getClientRects().length || element.closest("noscript, :disabled, option")) continue;
+    const style = getComputedStyle(element);
+    const ink = element instanceof SVGElement ? style.fill : style.color;
+    const [a, b] = [light(ink), light(behind(element))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) low.push(`${element.tagName}.${element.className}: ${ink}`);
+  }
+  const ground = light(getComputedStyle(document.querySelector("figure")).backgroundColor);
+  for (let number = 0; number < 8; number += 1) {
+    const probe = document.createElement("span");
+    probe.style.color = `var(--c${number})`;
+    document.body.append(probe);
+    const [a, b] = [light(getComputedStyle(probe).color), ground].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 3) low.push(`--c${number}`);
+    probe.remove();
+  }
+  return low;
+})()
+"""
 
 
 class Browser:
@@ -91,11 +129,32 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def wait(self, condition: str, seconds: float = 5.0) -> bool:
+        """Whether an expression becomes true in time."""
+        end = time.monotonic() + seconds
+        while not (held := bool(self.evaluate(condition))) and time.monotonic() < end:
+            time.sleep(0.02)
+        return held
+
     def press(self, key: str) -> None:
         text = {"Enter": "\r"}.get(key, "")
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text if kind == "keyDown" else "",
-                      windowsVirtualKeyCode={"Enter": 13, "Tab": 9}[key])  # fmt: skip
+                      windowsVirtualKeyCode=_KEYS[key])  # fmt: skip
+
+    def hover(self, selector: str) -> None:
+        """Moves the mouse over the middle of the first element that fits."""
+        self.evaluate(
+            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', behavior: 'instant'}})"
+        )
+        box = self.evaluate(f"(b => [b.left + b.width / 2, b.top + b.height / 2])"
+                            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())")  # fmt: skip
+        for x, y in ((0, 0), box):  # from elsewhere, as a mouse that rests is not noticed
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def low_contrast(self) -> list[str]:
+        """Texts below 4.5:1 against what is behind them, and colours of marks below 3:1 (WCAG 2.2, AA)."""
+        return self.evaluate(_CONTRAST)
 
     def screenshot(self, path: Path) -> None:
         import base64
