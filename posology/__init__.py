@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from posology.engine.artifact import load
     from posology.engine.many import train_many
-    from posology.engine.predict import predict
     from posology.engine.train import evaluate, train
+    from posology.ship.predict import predict
     from posology.study.ledger import Ledger
     from posology.study.prescribe import prescribe
     from posology.study.study import Study
@@ -30,7 +30,7 @@ _HOMES = {
     "train": "posology.engine.train",
     "train_many": "posology.engine.many",
     "evaluate": "posology.engine.train",
-    "predict": "posology.engine.predict",
+    "predict": "posology.ship.predict",
     "load": "posology.engine.artifact",
     "Study": "posology.study.study",
     "Ledger": "posology.study.ledger",

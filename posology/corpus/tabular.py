@@ -17,18 +17,24 @@ from posology.errors import UserError
 TEXT_NAMES = ("text", "sentence", "note")
 LABEL_NAMES = ("label", "class", "category", "target")
 _LONGEST_HEADER, _WORDS_OF_A_HEADER = 40, 3
-_LONGEST_NAME = 100
+LONGEST_NAME = 100
 """Characters that a column's name, a label, a group or an id may have."""
 _LONGEST_FIELD = 2**28
 """Characters of a field in CSV and TSV: with a quote that is never closed, the rest of a file would be one."""
 _ROWS_AT_ONCE = 4096
+_NEVER_CLOSED = "unexpected end of data"
+"""What `csv` says of a quote that is open where the file ends."""
 
 
 class Record(NamedTuple):
-    """One row: where it was read, and its values by column; an empty field of CSV or TSV is None."""
+    """One row: where it was read, and its values by column; an empty field of CSV or TSV is None.
+
+    Where rows are read leniently, one that cannot be read has no values, but its problem.
+    """
 
     place: str
     values: Mapping[str, Any]
+    problem: UserError | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,16 @@ def read_records(path: Path, format: str, *, quoting: bool = True, encoding: str
     return records
 
 
-def stream_records(path: Path, format: str, *, quoting: bool = True, encoding: str = "utf-8") -> Iterator[Record]:
+def stream_records(
+    path: Path, format: str, *, quoting: bool = True, encoding: str = "utf-8", lenient: bool = False
+) -> Iterator[Record]:
     """The rows of a table, one by one: a file may be larger than memory.
 
     Args:
         format: `csv`, `tsv`, `jsonl` or `parquet`.
         quoting: in CSV and TSV, whether double quotes enclose fields; without, they are ordinary characters.
+        lenient: a row that cannot be read is yielded with its problem, and the others follow; bytes that cannot be decoded
+            are lone surrogates ("surrogateescape").
 
     Raises:
         UserError: the file cannot be parsed, once the fault is reached.
@@ -70,8 +80,8 @@ def stream_records(path: Path, format: str, *, quoting: bool = True, encoding: s
     if format == "parquet":
         return _parquet(path)
     if format == "jsonl":
-        return _jsonl(path, encoding)
-    return _delimited(path, encoding, "," if format == "csv" else "\t", quoting)
+        return _jsonl(path, encoding, lenient)
+    return _delimited(path, encoding, "," if format == "csv" else "\t", quoting, lenient)
 
 
 def resolve(columns: Columns, records: Iterable[Record], *, needs_label: bool, place: object) -> Columns:
@@ -119,35 +129,46 @@ def documents(
         UserError: a value is missing or of the wrong type.
     """
     counts = counts if counts is not None else Counter()
-    for number, (place, values) in enumerate(records, start=1):
-        text = _text(values, columns.text, place)
-        label = _scalar(values, columns.label, place)
-        missing = columns.text if not (text or "").strip() else columns.label if columns.label and not label else None
-        if missing is not None:
-            if drop_empty:
-                counts["dropped_empty"] += 1
-                continue
-            raise UserError(
-                f"column {missing!r} is empty", "Fill it, or add --drop-empty to leave such rows out", place
-            )
-        if columns.id and not _scalar(values, columns.id, place):
-            raise UserError(f"column {columns.id!r} is empty", "Fill it, or leave out --id to number the rows", place)
-        yield Document(
-            id=_scalar(values, columns.id, place) or f"{name}-{number}",
-            group=_scalar(values, columns.group, place) or "",
-            text=text or "",
-            label=label,
-            text_pair=_text(values, columns.text_pair, place),
-            words=_words(values, place) if annotated else [],
-            spans=_spans(values, place) if annotated else [],
-            place=place,
-        )
+    for number, record in enumerate(records, start=1):
+        found = document(record, number, columns, name=name, annotated=annotated, drop_empty=drop_empty)
+        if found is None:
+            counts["dropped_empty"] += 1
+        else:
+            yield found
 
 
-def _delimited(path: Path, encoding: str, delimiter: str, quoting: bool) -> Iterator[Record]:
+def document(
+    record: Record, number: int, columns: Columns, *, name: str, annotated: bool = False, drop_empty: bool = False
+) -> Document | None:
+    """Turns row `number`, from 1, into a document; None where it is empty and to be left out. See `documents`."""
+    place, values, problem = record
+    if problem is not None:
+        raise problem
+    text = _text(values, columns.text, place)
+    label = _scalar(values, columns.label, place)
+    missing = columns.text if not (text or "").strip() else columns.label if columns.label and not label else None
+    if missing is not None:
+        if drop_empty:
+            return None
+        raise UserError(f"column {missing!r} is empty", "Fill it, or add --drop-empty to leave such rows out", place)
+    if columns.id and not _scalar(values, columns.id, place):
+        raise UserError(f"column {columns.id!r} is empty", "Fill it, or leave out --id to number the rows", place)
+    return Document(
+        id=_scalar(values, columns.id, place) or f"{name}-{number}",
+        group=_scalar(values, columns.group, place) or "",
+        text=text or "",
+        label=label,
+        text_pair=_text(values, columns.text_pair, place),
+        words=_words(values, place) if annotated else [],
+        spans=_spans(values, place) if annotated else [],
+        place=place,
+    )
+
+
+def _delimited(path: Path, encoding: str, delimiter: str, quoting: bool, lenient: bool) -> Iterator[Record]:
     csv.field_size_limit(_LONGEST_FIELD)  # notes are longer than the module's limit of 128 kB
     reader = csv.reader(
-        read_lines(path, encoding, universal=True),
+        read_lines(path, encoding, universal=True, errors="surrogateescape" if lenient else "strict"),
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
         strict=True,
@@ -158,11 +179,16 @@ def _delimited(path: Path, encoding: str, delimiter: str, quoting: bool) -> Iter
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise UserError(
+            problem = UserError(
                 "the row that begins here has a quote that is never closed, or one in the middle of a field",
                 "Mend the quotes (double a quote inside a quoted field), or add --no-quoting",
                 place,
-            ) from error
+            )
+            # A quote that is never closed has taken the rest of the file with it, which is more than a row.
+            if not lenient or header is None or str(error) == _NEVER_CLOSED:
+                raise problem from error
+            yield Record(place, {}, problem)
+            continue
         if row is None:
             break
         if not row:
@@ -174,30 +200,45 @@ def _delimited(path: Path, encoding: str, delimiter: str, quoting: bool) -> Iter
                 raise UserError(f"column {_shown(repeated)} occurs twice", "Rename one of them", place)
             continue
         if len(row) != len(header):
-            raise UserError(
+            problem = UserError(
                 f"has {len(row)} fields and the header has {len(header)}",
                 "Quote fields with separators or line breaks in them, or add --no-quoting if quotes are just signs",
                 place,
             )
+            if not lenient:
+                raise problem
+            yield Record(place, {}, problem)
+            continue
         yield Record(place, {name: value or None for name, value in zip(header, row, strict=True)})
     if header is None:
         raise UserError("is empty", "Give a file with a header line and one row for each document", path)
 
 
-def _jsonl(path: Path, encoding: str) -> Iterator[Record]:
-    for number, line in enumerate(read_lines(path, encoding), start=1):
+def _jsonl(path: Path, encoding: str, lenient: bool) -> Iterator[Record]:
+    errors = "surrogateescape" if lenient else "strict"
+    for number, line in enumerate(read_lines(path, encoding, errors=errors), start=1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
         try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise UserError("is no valid JSON", "Write one JSON object on each line", place) from error
-        except RecursionError as error:
-            raise UserError("is nested too deeply", "Write one flat JSON object on each line", place) from error
-        if not isinstance(values, dict):
-            raise UserError("is JSON but no object", "Write one JSON object on each line", place)
-        yield Record(place, values)
+            record = Record(place, _object(line, place))
+        except UserError as problem:
+            if not lenient:
+                raise
+            record = Record(place, {}, problem)
+        yield record
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise UserError("is no valid JSON", "Write one JSON object on each line", place) from error
+    except RecursionError as error:
+        raise UserError("is nested too deeply", "Write one flat JSON object on each line", place) from error
+    if not isinstance(values, dict):
+        raise UserError("is JSON but no object", "Write one JSON object on each line", place)
+    return values
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -262,7 +303,7 @@ def _scalar(values: Mapping[str, Any], column: str | None, place: str) -> str | 
         return json.dumps(value)
     if value is not None and not isinstance(value, str):
         found = f"a {type(value).__name__}"
-    elif value is not None and len(value) > _LONGEST_NAME:  # a note: it must not turn up in messages as a label
+    elif value is not None and len(value) > LONGEST_NAME:  # a note: it must not turn up in messages as a label
         found = f"a text of {len(value)} characters"
     else:
         return value

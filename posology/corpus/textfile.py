@@ -35,13 +35,16 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         raise _wrong_byte(path, encoding, error.start, line) from error
 
 
-def read_lines(path: Path, encoding: str = "utf-8", *, universal: bool = False) -> Iterator[str]:
+def read_lines(
+    path: Path, encoding: str = "utf-8", *, universal: bool = False, errors: str = "strict"
+) -> Iterator[str]:
     """The lines of what `read_text` gives, with their ends; only one at a time is held.
 
     Args:
         path: the file.
         encoding: of it.
         universal: CR ends a line as well as LF and CR LF; else only LF does.
+        errors: what happens to wrong bytes, as for `bytes.decode`.
 
     Raises:
         UserError: as `read_text`, once the fault is reached.
@@ -49,7 +52,7 @@ def read_lines(path: Path, encoding: str = "utf-8", *, universal: bool = False) 
     ends = ("\n", "\r") if universal else ("\n",)
     pending: list[str] = []
     held = ""
-    for text in _blocks(path, encoding):
+    for text in _blocks(path, encoding, errors):
         text = held + text
         held = "\r" if universal and text.endswith("\r") else ""  # an LF may follow, and both are one end
         for part in io.StringIO(text.removesuffix(held), newline="" if universal else "\n"):
@@ -61,11 +64,11 @@ def read_lines(path: Path, encoding: str = "utf-8", *, universal: bool = False) 
         yield "".join(pending) + held
 
 
-def _blocks(path: Path, encoding: str) -> Iterator[str]:
+def _blocks(path: Path, encoding: str, errors: str = "strict") -> Iterator[str]:
     """What `read_text` gives, in parts."""
     try:
         b" ".decode(encoding, errors="ignore")  # refuses encodings that are none of text
-        decoder = codecs.getincrementaldecoder(encoding)()
+        decoder = codecs.getincrementaldecoder(encoding)(errors)
     except LookupError as error:
         raise _no_encoding(encoding) from error
     done, line, first = 0, 1, True

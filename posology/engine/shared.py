@@ -32,6 +32,8 @@ class Readers:
 
     def __init__(self, models: Sequence[Model]):
         self.models = list(models)
+        self.pieces = 0
+        """How many pieces of text were read so far, by models with a backbone, counted once for each tokenizer."""
         self.groups: list[list[int]] = []
         """Positions of models that are run together, each in one group; the first runs the backbone for all of them."""
         for position, model in enumerate(self.models):
@@ -70,6 +72,7 @@ class Readers:
             key = predictors[0].encoder.key
             if key not in encoded:
                 encoded[key] = predictors[0].encoder.encode(documents)
+                self.pieces += int(encoded[key].covered.sum())
             found = _run(predictors, encoded[key], advance)
             coverage = encoded[key].coverage
             for position, logits in zip(group, found, strict=True):

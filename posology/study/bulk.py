@@ -161,7 +161,10 @@ class _FilePredictor:
     def _predict(self, source: Path, target: Path) -> int:
         from posology.corpus.tabular import Columns
         from posology.engine.artifact import load
-        from posology.engine.predict import Inputs, _check_pairs, _joined, _schema, _writer, rows_of
+        from posology.engine.inputs import Inputs
+        from posology.engine.journal import Journal
+        from posology.engine.outputs import Table
+        from posology.engine.predict import check_pairs, predict_documents, schema_of
         from posology.engine.shared import Readers
 
         settings, options = self._settings, dict(self._settings["options"])
@@ -169,14 +172,13 @@ class _FilePredictor:
             self._readers = Readers([load(settings["artifact"], backbone=settings["backbone"])])
         (model,) = self._readers.models
         with_text = options.pop("with_text")
-        inputs = Inputs(source, Columns(**settings["columns"]), **options)
-        _check_pairs(model, inputs.paired, settings["artifact"])
+        inputs = Inputs(source, Columns(**settings["columns"]), **options, strict=True)
+        check_pairs(model, inputs.paired, settings["artifact"])
         names = [settings["artifact"].name]
-        with _writer(target, _schema([model], names, with_text)) as write:
-            for block in inputs.blocks():
-                (answers,) = self._readers.answer(block, lambda amount: None)
-                write(_joined(block, names, [rows_of(model, answers)], with_text))
-        return inputs.documents
+        # Artifact and options are those of the whole folder. A file whose worker died goes on where it was.
+        with Journal(target, {"the input": inputs.fingerprint()[0]}, overwrite=True) as journal:
+            table = Table(target, schema_of([model], names, with_text))
+            return int(predict_documents(self._readers, names, inputs, table, journal, with_text)["documents"])
 
 
 @contextlib.contextmanager

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import json
+import os
+import shutil
+import signal
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +24,17 @@ import posology
 from posology.corpus import tabular, textfile
 from posology.corpus.document import Document
 from posology.corpus.tags import words_of
-from posology.engine import artifact, predict
+from posology.engine import artifact, inputs
 from posology.engine.architectures import matching
 from posology.engine.encode import Encoder
+from posology.engine.inputs import Inputs
+from posology.engine.journal import Journal
 from posology.engine.methods import adapt
 from posology.engine.precision import decide
-from posology.engine.predict import Inputs
 from posology.engine.predictor import Predictor, outputs_of
 from posology.engine.recipe import make_recipe
 from posology.engine.shared import Readers
-from posology.errors import UserError
+from posology.errors import Interrupted, UserError
 from posology.tasks.prepared import PreparedTask
 from tests.data import corpus
 from tests.engine.tiny import ARCHITECTURES, KINDS, task_model, tokenizer
@@ -86,8 +92,8 @@ def test_blocks_give_what_the_whole_gives_in_the_order_of_the_input(
     name: str, runs: dict[str, Path], notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = posology.predict(runs[name], notes, tmp_path / "whole.jsonl", id="id", with_text=True)
-    monkeypatch.setattr(predict, "_BLOCK_DOCUMENTS", 7)
-    monkeypatch.setattr(predict, "_BLOCK_CHARACTERS", 300)
+    monkeypatch.setattr(inputs, "_BLOCK_DOCUMENTS", 7)
+    monkeypatch.setattr(inputs, "_BLOCK_CHARACTERS", 300)
     for ending in ("jsonl", "csv", "parquet"):
         parts = posology.predict(runs[name], notes, tmp_path / f"parts.{ending}", id="id", with_text=True)
         assert parts["documents"] == 30 and parts["found"] == whole["found"]
@@ -120,7 +126,7 @@ def test_classes_are_those_of_the_pipeline_of_transformers(runs: dict[str, Path]
 def test_several_artifacts_say_what_each_says_alone(
     runs: dict[str, Path], notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "_BLOCK_DOCUMENTS", 11)
+    monkeypatch.setattr(inputs, "_BLOCK_DOCUMENTS", 11)
     names = ["tagger", "one", "adapter", "two", "words"]
     result = posology.predict(
         runs["tagger"], notes, tmp_path / "all.jsonl", id="id", also=[runs[name] for name in names[1:]]
@@ -287,41 +293,212 @@ def test_backbones_that_differ_are_not_shared(change: str) -> None:
     assert Readers([one, two]).groups == [[0], [1]]
 
 
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, at: int = 3) -> list[int]:
+    """Makes the model fail at a block; gives the sizes of the blocks it was asked for."""
+    answer, calls = Readers.answer, []
+
+    def fail(self: Readers, documents: Any, advance: Any) -> Any:
+        calls.append(len(documents))
+        if len(calls) == at:
+            raise error
+        return answer(self, documents, advance)
+
+    monkeypatch.setattr(Readers, "answer", fail)
+    return calls
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-@pytest.mark.parametrize("fault", ["row", "interrupt", "disk"])
-def test_nothing_is_left_half_written(
+@pytest.mark.parametrize("fault", ["interrupt", "disk"])
+def test_nothing_is_left_half_written_and_the_same_command_goes_on(
     ending: str, fault: str, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "in.jsonl"
-    lines = [json.dumps({"text": text}) for text in NOTES]
-    lines[27] = '{"text": 7}' if fault == "row" else lines[27]
-    path.write_text("\n".join(lines))
-    monkeypatch.setattr(predict, "_BLOCK_DOCUMENTS", 10)
-    answer, calls = Readers.answer, []
-
-    def failing(self: Readers, documents: Any, advance: Any) -> Any:
-        calls.append(len(documents))
-        if len(calls) == 3:
-            raise KeyboardInterrupt if fault == "interrupt" else OSError(28, "No space left on device")
-        return answer(self, documents, advance)
-
-    monkeypatch.setattr(Readers, "answer", failing)
+    path.write_text("\n".join(json.dumps({"text": text}) for text in NOTES))
+    monkeypatch.setattr(inputs, "_BLOCK_DOCUMENTS", 8)
+    posology.predict(runs["words"], path, tmp_path / f"whole.{ending}")
+    calls = failing(monkeypatch, KeyboardInterrupt() if fault == "interrupt" else UserError("disk full", "Free it"))
     out = tmp_path / f"out.{ending}"
     out.write_text("was here")
-    wanted = {"row": UserError, "interrupt": KeyboardInterrupt, "disk": UserError}[fault]
-    says = {"row": rf"^{path}:28: column 'text' has a int", "interrupt": None, "disk": "No space left"}[fault]
-    with pytest.raises(wanted, match=says):
+    with pytest.raises(Interrupted if fault == "interrupt" else UserError, match=r"16 documents|disk full"):
         posology.predict(runs["words"], path, out, overwrite=True)
     assert out.read_text() == "was here"
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", out.name}
-    assert calls == ([] if fault == "row" else [10, 10, 10])  # a bad row is found before any work
+    result = posology.predict(runs["words"], path, out, overwrite=True)
+    assert calls == [8, 8, 8, 8, 6] and result["documents"] == 30
+    assert out.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+    assert names(tmp_path) == {"in.jsonl", f"whole.{ending}", out.name}
+
+
+def test_killed_without_warning_it_goes_on_without_loss_or_duplicates(
+    runs: dict[str, Path], notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_BLOCK_DOCUMENTS", 4)
+    posology.predict(runs["words"], notes, tmp_path / "whole.jsonl", id="id")
+    answer = Readers.answer
+    for kill_at in (1, 3, 4):
+        if (child := os.fork()) == 0:
+            calls = iter(range(100))
+
+            def dying(self: Readers, *given: Any) -> Any:
+                if next(calls) == kill_at:  # noqa: B023
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return answer(self, *given)
+
+            Readers.answer = dying  # type: ignore[method-assign]
+            posology.predict(runs["words"], notes, tmp_path / "out.jsonl", id="id")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert not (tmp_path / "out.jsonl").exists()
+    journal = tmp_path / ".out.jsonl.parts" / "journal.jsonl"
+    done = len(journal.read_text().splitlines())
+    assert 1 <= done < 8
+    with open(journal, "a") as stream:  # as if it had been killed while writing
+        stream.write('{"rows": 9')
+    result = posology.predict(runs["words"], notes, tmp_path / "out.jsonl", id="id")
+    assert result["documents"] == 30
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert names(tmp_path) == {"notes.csv", "whole.jsonl", "out.jsonl"}
+
+
+def test_killed_between_the_output_and_the_end_it_is_done(runs: dict[str, Path], notes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    if (child := os.fork()) == 0:
+        shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        posology.predict(runs["words"], notes, out, id="id")
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL and out.exists()
+    written = out.read_bytes()
+    assert posology.predict(runs["words"], notes, out, id="id")["documents"] == 30
+    assert out.read_bytes() == written and names(tmp_path) == {"notes.csv", "out.jsonl"}
+    with pytest.raises(UserError, match="exists"):
+        posology.predict(runs["words"], notes, out, id="id")
+
+
+def test_parts_of_something_else_are_not_mixed(
+    runs: dict[str, Path], notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_BLOCK_DOCUMENTS", 8)
+    out = tmp_path / "out.jsonl"
+    failing(monkeypatch, KeyboardInterrupt(), at=2)
+    with pytest.raises(Interrupted):
+        posology.predict(runs["words"], notes, out, id="id")
+    with pytest.raises(UserError, match="made of the artifact that is no longer the same"):
+        posology.predict(runs["tagger"], notes, out, id="id")
+    with pytest.raises(UserError, match="made of the options that is"):
+        posology.predict(runs["words"], notes, out)
+    with open(notes, "a") as stream:
+        stream.write("more,fever\n")
+    with pytest.raises(UserError, match="made of the input that is"):
+        posology.predict(runs["words"], notes, out, id="id")
+    assert posology.predict(runs["words"], notes, out, id="id", fresh=True)["documents"] == 31
+
+
+def test_two_at_once_do_not_write_one_output(runs: dict[str, Path], notes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with Journal(out, {}), pytest.raises(UserError, match="another process is writing it"):
+        posology.predict(runs["words"], notes, out)
+    assert names(tmp_path) == {"notes.csv"}
+
+
+BAD_LINES = {
+    5: ('{"text": 7, "id": "seven"}', "column 'text' has a int where a text was expected"),
+    9: ("{", "is no valid JSON"),
+    10: ('{"text": " ", "id": "nine"}', "column 'text' is empty"),
+    20: ('{"text": "\\ud800", "id": "half"}', "has what is no character of utf-8 (character 0 of a column)"),
+    27: ("7", "is JSON but no object"),
+}
+
+
+def test_bad_rows_go_aside_and_the_others_are_answered(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [json.dumps({"text": text, "id": f"n{row}"}).encode() for row, text in enumerate(NOTES)]
+    for row, (line, _) in BAD_LINES.items():
+        lines[row] = line.encode()
+    lines[14] = b'{"text": "pain \xff", "id": "bytes"}'
+    path.write_bytes(b"\n".join(lines))
+    monkeypatch.setattr(inputs, "_BLOCK_DOCUMENTS", 8)
+    result = posology.predict(runs["words"], path, out, id="id")
+    assert (result["documents"], result["rejected"]) == (24, 6)
+    good = [row for row in range(30) if row not in BAD_LINES and row != 14]
+    assert [row["id"] for row in rows(out)] == [f"n{row}" for row in good]
+    aside = {row["row"]: row for row in rows(tmp_path / "out.jsonl.rejected.jsonl")}
+    assert {row - 1: entry["reason"] for row, entry in aside.items() if row != 15} == {
+        row: reason for row, (_, reason) in BAD_LINES.items()
+    }
+    assert aside[6]["id"] == "seven" and aside[6]["place"] == "in.jsonl:6" and aside[10]["id"] is None
+    assert (tmp_path / "out.jsonl.rejected.jsonl").stat().st_mode & 0o777 == 0o600
+    assert "pain" not in (tmp_path / "out.jsonl.rejected.jsonl").read_text()
+    with pytest.raises(UserError, match=rf"^{path}:15: is not utf-8|^{path}:6: column 'text' has a int"):
+        posology.predict(runs["words"], path, tmp_path / "strict.jsonl", strict=True)
+    path.write_text("\n".join(line for line, _ in BAD_LINES.values()))
+    with pytest.raises(UserError, match=r"no row with text that can be read \(row 1: column 'text' has a int"):
+        posology.predict(runs["words"], path, tmp_path / "none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_bad_rows_of_csv_and_files_of_a_folder_go_aside(runs: dict[str, Path], tmp_path: Path) -> None:
+    table, folder = tmp_path / "in.csv", tmp_path / "notes"
+    table.write_text('id,text\n1,fever\n2,a,b\n3,x"y" z\n4,"a"b\n5,pain\n')
+    result = posology.predict(runs["words"], table, tmp_path / "out.jsonl", id="id")
+    assert [row["id"] for row in rows(tmp_path / "out.jsonl")] == ["1", "3", "5"]
+    assert [entry["row"] for entry in rows(tmp_path / "out.jsonl.rejected.jsonl")] == [2, 4]
+    assert result["rejected"] == 2
+    table.write_text('id,text\n1,fever\n2,"pain\n3,more\n')  # takes the rest of the file with it
+    with pytest.raises(UserError, match="never closed"):
+        posology.predict(runs["words"], table, tmp_path / "two.jsonl", id="id")
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"no fever")
+    (folder / "b.txt").write_bytes(b"\xff\xfe")
+    posology.predict(runs["words"], folder, tmp_path / "three.jsonl")
+    assert [row["id"] for row in rows(tmp_path / "three.jsonl")] == ["a"]
+    (aside,) = rows(tmp_path / "three.jsonl.rejected.jsonl")
+    assert aside["id"] == "b" and aside["reason"].startswith("is not utf-8")
+
+
+@pytest.mark.parametrize("name", ["tagger", "one"])
+def test_a_text_that_occurs_again_is_read_once(
+    name: str, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [NOTES[row % 5] for row in range(40)]
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (tmp_path / "few.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in NOTES[:5]))
+    posology.predict(runs[name], tmp_path / "few.jsonl", tmp_path / "few.out.jsonl")
+    calls = failing(monkeypatch, KeyboardInterrupt(), at=99)
+    result = posology.predict(runs[name], path, tmp_path / "out.jsonl")
+    assert calls == [5] and result["documents"] == 40 and result["repeated"] == 35
+    expected = [{k: v for k, v in row.items() if k != "id"} for row in rows(tmp_path / "few.out.jsonl")]
+    for row, found in enumerate(rows(tmp_path / "out.jsonl")):
+        assert same({k: v for k, v in found.items() if k != "id"}, expected[row % 5])
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "parquet"])
+def test_rows_are_counted_without_reading_them(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"in.{ending}"
+    frame = pl.DataFrame({"id": range(300), "text": [f'line "one"\nand, {row}' for row in range(300)]})
+    if ending == "parquet":
+        frame.write_parquet(path)
+    else:
+        content = (frame.write_ndjson() if ending == "jsonl" else frame.write_csv()).encode()
+        path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    identity, count = Inputs(path, tabular.Columns()).fingerprint()
+    assert count == (600 if ending.endswith("gz") else 300)  # packed, line ends within rows count too
+    changed = bytearray(path.read_bytes())
+    changed[-9] ^= 1
+    path.with_name(f"other.{ending}").write_bytes(changed)
+    with contextlib.suppress(UserError):
+        assert Inputs(path.with_name(f"other.{ending}"), tabular.Columns()).fingerprint()[0] != identity
 
 
 def test_columns_of_later_json_rows_count(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"note": "x"}\n' * 50 + '{"note": "y", "second": "z"}\n')
-    inputs = Inputs(path, tabular.Columns(text_pair="second"))
-    assert inputs.paired and inputs.documents == 51
+    found = Inputs(path, tabular.Columns(text_pair="second"), strict=True)
+    assert found.paired and found.documents == 51
     path.write_text('{"note": "x"}\n' * 50 + '{"note": "y", "text": "z"}\n')
     with pytest.raises(UserError, match="2 columns are named"):
         Inputs(path, tabular.Columns())
@@ -338,7 +515,7 @@ def test_columns_of_later_json_rows_count(tmp_path: Path) -> None:
 def test_blocks_of_real_files_are_the_documents_of_the_whole(
     name: str, columns: tabular.Columns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "_BLOCK_CHARACTERS", 50_000)
+    monkeypatch.setattr(inputs, "_BLOCK_CHARACTERS", 50_000)
     found = 0
     for path in _tables(corpus(name.partition("/")[0])):
         format = path.name.removesuffix(".gz").rpartition(".")[2]
@@ -350,7 +527,7 @@ def test_blocks_of_real_files_are_the_documents_of_the_whole(
         bare = path.with_suffix("") if path.suffix == ".gz" else path
         whole = list(tabular.documents(records, resolved, name=bare.stem, drop_empty=True))
         blocks = list(Inputs(path, columns, drop_empty=True).blocks())
-        assert [document for block in blocks for document in block] == whole
+        assert [document for block in blocks for document in block.documents] == whole
         found += len(blocks)
     assert found > 1
 
@@ -381,11 +558,11 @@ def test_memory_is_that_of_a_block_whatever_the_size_of_the_input(
         tracemalloc.stop()
         return held
 
-    monkeypatch.setattr(predict, "_BLOCK_CHARACTERS", 15_000)
+    monkeypatch.setattr(inputs, "_BLOCK_CHARACTERS", 15_000)
     monkeypatch.setattr(textfile, "_BLOCK_BYTES", 15_000)
     monkeypatch.setattr(tabular, "_ROWS_AT_ONCE", 10)
     peak(10)  # what is loaded once
     small, large = peak(15), peak(80)
     assert large < 1.3 * small
-    monkeypatch.setattr(predict, "_BLOCK_CHARACTERS", 10**9)
+    monkeypatch.setattr(inputs, "_BLOCK_CHARACTERS", 10**9)
     assert peak(80) > 2 * small  # so it is blocks that keep it small
