@@ -118,9 +118,10 @@ class Browser:
             buffer += byte
         return json.loads(buffer)
 
-    def open(self, path: Path) -> None:
+    def open(self, page: Path | str) -> None:
+        """Opens a file, or an address, and waits until it is loaded."""
         self._events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self._events):
             self._events.append(self._read())
 
