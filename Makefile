@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes, several hundred megabytes the first time" >&2
 	$(PIP) torch
-	$(PIP) --editable '.[demo,dev,hub]'
+	$(PIP) --editable '.[demo,dev,hub,serve,export,track]'
 	@mv $(STARTED) $@
 
 demo: $(INSTALLED)

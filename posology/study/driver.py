@@ -26,6 +26,7 @@ def carry_out(
     retry: bool = False,
     source: str = "",
     title: str = "",
+    measured: bool = True,
 ) -> list[dict[str, Any]]:
     """Does those runs of a study that nobody has done yet, and records them.
 
@@ -39,6 +40,7 @@ def carry_out(
         watch: is told every event. Where it returns True for an evaluation, that run ends, with its best state so far.
         retry: try runs that failed once more.
         source, title: of the study, as `Ledger.add` takes them.
+        measured: whether speed of prediction, operations and size of each run are measured.
 
     Returns:
         For each cell, in order, what `Ledger.run` gives.
@@ -60,7 +62,7 @@ def carry_out(
     ledger.open_again(missing)
     by_key = dict(zip(reversed(keys), reversed(cells), strict=True))
     folder.mkdir(mode=0o700, exist_ok=True)
-    jobs = [Job(key, by_key[key], Path(folder / key)) for key in missing]
+    jobs = [Job(key, by_key[key], Path(folder / key), measured) for key in missing]
     if len(jobs) < len(known):
         failed = sum(state == "failed" for state in known.values()) if not retry else 0
         console.say(

@@ -20,11 +20,14 @@ class Job:
         key: of the cell.
         cell: what is asked for.
         out: the artifact's folder. If an earlier attempt left a checkpoint there, the run goes on from it.
+        measured: whether its `measures` are taken when it is done: about a second each, which a search of many short
+            runs, of which one will be used, has better uses for.
     """
 
     key: str
     cell: Cell
     out: Path
+    measured: bool = True
 
 
 @dataclass(frozen=True)

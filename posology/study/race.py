@@ -302,7 +302,7 @@ class Race:
             say(f"{what}: {len(cells)} candidate{'s' * (len(cells) != 1)}{self._timer.said()}")
             watch = _Watch(self._timer, self._task.metric, titles, what, end, say, self.note_time, ended)
             with contextlib.suppress(OutOfTime):
-                carry_out(self._ledger, f"{self._study} {name}", cells, self._executor, watch=watch)
+                carry_out(self._ledger, f"{self._study} {name}", cells, self._executor, watch=watch, measured=False)
         self.note_time()
 
     def note_time(self) -> None:

@@ -88,7 +88,9 @@ def tune(
             trials = [trial for each in searches for trial in each.trials]
             # All trials so far, since a study in the ledger consists of what it was last declared with.
             cells = [trial.cell for trial in trials]
-            runs = carry_out(ledger, study, cells, executor, watch=_Watch(trials), source=source, title=title)
+            runs = carry_out(
+                ledger, study, cells, executor, watch=_Watch(trials), source=source, title=title, measured=False
+            )
             for trial, run in zip(trials, runs, strict=True):
                 trial.tell(run["result"], run["problem"])  # of runs that were done already there are no events
             if all(each.finished for each in searches):

@@ -91,8 +91,8 @@ def carry_out_job(
 
 
 def _measured(job: Job, result: dict[str, Any], energy: float | None = None) -> dict[str, Any]:
-    """The result with its `measures`, which its artifact keeps, so that they are taken once; none where that fails."""
-    if "measures" in result:
+    """The result with its `measures`, if they are wanted: its artifact keeps them, and there are none where that fails."""
+    if "measures" in result or not job.measured:
         return result
     try:
         with untouched_generators():
