@@ -237,7 +237,7 @@ def _unit(model: Model, task: PreparedTask) -> str:
     return "document" if model.kind == "sequence-classification" else task.unit
 
 
-def _goal(**goals: float | None) -> dict[str, float]:
+def _goal(**goals: float | None) -> dict[str, Any]:
     """The one goal that was given, by its name, if any."""
     given = {name: value for name, value in goals.items() if value is not None}
     if len(given) > 1:

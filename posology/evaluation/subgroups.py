@@ -14,7 +14,7 @@ from posology.evaluation.metrics import ClassificationScores, EntityScores
 from posology.evaluation.statistics import intervals
 
 SMALL = 30
-"""With fewer groups (patients) than this, intervals tend to be too short: see docs/statistics.md."""
+"""Results on fewer groups (patients) than this are flagged: a convention, see docs/statistics.md."""
 
 MOST_VALUES = 50
 NOT_GIVEN = "(not given)"
@@ -93,7 +93,7 @@ def read_column(table: Path | str, column: str, ids: Sequence[str], groups: Sequ
     if not path.is_file():
         raise UserError("there is no such file", "Check its path", path)
     key, known = "", dict[str, str | None]()
-    for place, record in stream_records(path, _FORMATS[path.suffix.lower()]):
+    for place, record, _ in stream_records(path, _FORMATS[path.suffix.lower()]):
         key = key or next((name for name in ("id", "group") if name in record), "")
         if not key:
             raise UserError(

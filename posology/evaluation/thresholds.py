@@ -116,7 +116,9 @@ def expected_point(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-    **goal: float,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+    cost_ratio: float | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """What new documents will show, at a threshold chosen on these for a goal of `choose_threshold`.
 
@@ -125,7 +127,7 @@ def expected_point(
     resample chooses on one draw of the groups and looks at another.
 
     Args:
-        positive, probability: as in `choose_threshold`.
+        positive, probability, sensitivity, specificity, cost_ratio: as in `choose_threshold`.
         groups: (n,) the group of each document.
         new_groups: groups of the new documents; as many as there are here by default.
         resamples, seed, level: as in `intervals`.
@@ -146,18 +148,24 @@ def expected_point(
         weights = draw(new_groups or len(names))
         if positive[chosen].all() or not positive[chosen].any():
             continue
-        threshold = choose_threshold(positive[chosen], probability[chosen], **goal)
+        threshold = choose_threshold(
+            positive[chosen],
+            probability[chosen],
+            sensitivity=sensitivity,
+            specificity=specificity,
+            cost_ratio=cost_ratio,
+        )
         for name, values in ThresholdScores(positive, probability, threshold)(weights[:, None]).items():
             found.setdefault(name, []).append(float(values[0]))
     expected: dict[str, dict[str, float | None]] = {}
-    for name, values in found.items():
-        defined = np.array(values)[~np.isnan(values)]
-        ends = (
-            np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]).tolist()
-            if 2 * len(defined) > resamples
-            else [None] * 2
-        )
-        expected[name] = {"low": ends[0], "high": ends[1]}
+    for name, each in found.items():
+        defined = np.array(each)[~np.isnan(each)]
+        low, high = (1 - level) / 2, (1 + level) / 2
+        known = 2 * len(defined) > resamples
+        expected[name] = {
+            "low": float(np.quantile(defined, low)) if known else None,
+            "high": float(np.quantile(defined, high)) if known else None,
+        }
     return expected
 
 
