@@ -1,0 +1,113 @@
+"""Products in 8 bits: weights rounded once for each output channel, activations as they come.
+
+Dynamic, so that no data are needed to make it: onnxruntime finds the range of each activation tensor while it runs. That
+range is one for the whole batch, so that answers depend, a little, on which texts are read together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from posology.engine.batch import Batch
+from posology.ship.onnx_graph import Graph, quietly
+
+
+def has_vnni() -> bool:
+    """Whether this processor sums products of 8 bits without overflow. x86 without VNNI adds two of them in 16 bits,
+    which is safe only if weights are rounded to 7 bits."""
+    found = torch.cpu.get_capabilities()
+    return "x86" not in str(found.get("architecture", "")) or bool(found.get("avx512_vnni") or found.get("avx_vnni"))
+
+
+def quantise(source: Path, target: Path, keep: Sequence[str]) -> None:
+    """Writes an ONNX file whose matrix products with constant weights are in 8 bits.
+
+    Args:
+        source: the network in float32.
+        target: the file to write.
+        keep: names of nodes that stay in float32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quietly():
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            reduce_range=not has_vnni(),
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(keep),
+        )
+
+
+def multiplications(graph: Graph, maps: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """How many products each linear map takes for one piece, by its name."""
+    weights = {name: graph.base.get_submodule(name).get_parameter("weight") for name in maps}
+    return {name: weights[name].numel() * len(nodes) for name, nodes in maps.items()}
+
+
+@torch.inference_mode()
+def sensitivity(graph: Graph, batch: Batch, names: Sequence[str], advance: Callable[[float], None]) -> dict[str, float]:
+    """How far the logits move when one linear map alone is in 8 bits: root mean square, in their own standard deviations.
+
+    Args:
+        graph: the network.
+        batch: padded texts to try it on.
+        names: of linear maps.
+        advance: is told of each one that is done.
+    """
+    inputs = {"token_type_ids": torch.zeros_like(batch.inputs["input_ids"]), **batch.inputs}
+    given = [inputs[name] for name in graph.inputs]
+
+    def logits() -> torch.Tensor:
+        found: torch.Tensor = graph(*given)
+        return found[batch.rows, batch.columns] if found.ndim == 3 else found
+
+    exact = logits()
+    spread = float(exact.std()) or 1.0
+    moved = {}
+    for name in names:
+        hook = graph.base.get_submodule(name).register_forward_hook(_in_int8)
+        try:
+            moved[name] = float((logits() - exact).square().mean().sqrt()) / spread
+        finally:
+            hook.remove()
+        advance(1)
+    return moved
+
+
+def _in_int8(module: nn.Module, given: tuple[torch.Tensor, ...], _output: Any) -> torch.Tensor:
+    """What a linear map gives in 8 bits: unsigned activations over the whole tensor's range, signed weights by row."""
+    (hidden,), weight = given, module.get_parameter("weight")
+    low, high = hidden.min().clamp(max=0), hidden.max().clamp(min=0)
+    step = ((high - low) / 255).clamp(min=1e-12)
+    zero = (-low / step).round()
+    rounded = ((hidden / step).round() + zero).clamp(0, 255).sub(zero).mul(step)
+    steps = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / (127 if has_vnni() else 63)
+    bias = module.get_parameter("bias") if getattr(module, "bias", None) is not None else None
+    return nn.functional.linear(rounded, (weight / steps).round() * steps, bias)
+
+
+def worst_first(moved: Mapping[str, float], work: Mapping[str, int], most: float) -> list[list[str]]:
+    """What to leave in float32, try by try: 1, 2, 4 ... of the maps that hurt most for the work they do, as long as these do
+    no more than a share `most` of all products, and in the end as many as that allows. Errors of many roundings add up by
+    their squares.
+
+    Args:
+        moved: as `sensitivity` gives it.
+        work: as `multiplications` gives it.
+        most: from 0 to 1.
+    """
+    ranked = sorted(moved, key=lambda name: -(moved[name] ** 2) / work[name])
+    allowed = held = 0
+    while allowed < len(ranked) and held + work[ranked[allowed]] <= most * sum(work.values()):
+        held += work[ranked[allowed]]
+        allowed += 1
+    counts = {min(2**power, allowed) for power in range(allowed.bit_length() + 1)} if allowed else set()
+    return [ranked[:count] for count in sorted(counts)]
