@@ -1,6 +1,6 @@
 """Posology: the smallest, cheapest language model, adapted in the cheapest way, that does a clinical text task.
 
-The Python API mirrors the command line: `synthesise`, `prepare`, `train`, `train_many`, `evaluate`, `predict`, `load`,
+The Python API mirrors the command line: `synthesise`, `prepare`, `train`, `train_many`, `evaluate`, `predict`, `export`, `load`,
 `PreparedTask`, `Study`, `Ledger`, `prescribe`. Nothing heavy is imported until one of them is used.
 """
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from posology.engine.artifact import load
     from posology.engine.many import train_many
     from posology.engine.train import evaluate, train
+    from posology.ship.export import export
     from posology.ship.predict import predict
     from posology.study.ledger import Ledger
     from posology.study.prescribe import prescribe
@@ -30,6 +31,7 @@ _HOMES = {
     "train": "posology.engine.train",
     "train_many": "posology.engine.many",
     "evaluate": "posology.engine.train",
+    "export": "posology.ship.export",
     "predict": "posology.ship.predict",
     "load": "posology.engine.artifact",
     "Study": "posology.study.study",
@@ -43,6 +45,7 @@ __all__ = [
     "Study",
     "__version__",
     "evaluate",
+    "export",
     "load",
     "predict",
     "prepare",

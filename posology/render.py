@@ -27,8 +27,14 @@ def show(command: str, result: Any) -> None:
         _show_calibrated(console, result)
     elif command == "study" and isinstance(result, dict):
         _show_study(console, result)
+    elif command == "distil" and "losses" in result:
+        _show_distilled(console, result)
     elif command == "report":
         _show_report(console, result)
+    elif command == "redact":
+        _show_redacted(console, result)
+    elif command == "pretrain":
+        _show_pretrained(console, result)
     elif isinstance(result, list):
         console.print(_table(result))
     elif isinstance(result, dict) and "metrics" in result:
@@ -72,6 +78,19 @@ def _show_scores(console: Console, result: dict[str, Any]) -> None:
         if result["threshold"] is not None:
             _show_threshold(console, result["threshold"], {result["split"]: result["threshold"]["metrics"]})
     console.print(result["artifact"], markup=False, highlight=False)
+
+
+def _show_distilled(console: Console, result: dict[str, Any]) -> None:
+    table = Table("difference to the teacher", "before", "after", box=box.SIMPLE)
+    for name, before in result["losses"]["before"].items():
+        table.add_row(name, f"{before:.4f}", f"{result['losses']['after'][name]:.4f}")
+    console.print(table)
+    console.print(
+        f"{result['parameters']:,} parameters of {result['teacher_parameters']:,}; {result['steps']:,} steps in "
+        f"{result['seconds']:.0f} s; {sum(result['excluded'].values()):,} evaluation documents left out",
+        highlight=False,
+    )
+    console.print(result["out"], markup=False, highlight=False)
 
 
 def _show_calibrated(console: Console, result: dict[str, Any]) -> None:
@@ -134,6 +153,49 @@ def _show_report(console: Console, result: dict[str, Any]) -> None:
         highlight=False,
     )
     console.print(result["page"], markup=False, highlight=False)
+
+
+def _show_pretrained(console: Console, result: dict[str, Any]) -> None:
+    """Held-out perplexity, what was read, and how words are cut."""
+    held, coverage, excluded = result["held_out"], result["coverage"], result["excluded"]
+    table = Table("held-out perplexity", "of all hidden pieces (95 %)", "median of documents (95 %)", box=box.SIMPLE)
+    for name in ("before", "with_new_head", "after"):
+        if name in held:
+            table.add_row(
+                name.replace("_", " "), _interval(held[name]["token_weighted"]), _interval(held[name]["median"])
+            )
+    console.print(table)
+    documents = result["documents"]
+    console.print(
+        f"{documents['training']:,} of {documents['all']:,} documents trained on, {documents['held_out']:,} held out; "
+        f"{excluded['exact']:,} equal to evaluation documents and {excluded['near']:,} near ones left out"
+        + ("" if result["evaluation"] is not None else " (none were named: --exclude)"),
+        highlight=False,
+    )
+    console.print(
+        f"{result['steps']:,} steps, {result['tokens']:,} pieces, {result['seconds']:,.0f} s; "
+        f"{coverage['pieces_per_word']:.2f} pieces a word, {coverage['whole']:.1%} of the words whole, "
+        f"{coverage['shattered']:.1%} in four or more",
+        highlight=False,
+    )
+    if coverage.get("worst"):
+        console.print(_table(coverage["worst"]))
+    console.print(result["out"], markup=False, highlight=False)
+
+
+def _show_redacted(console: Console, result: dict[str, Any]) -> None:
+    counts = Table("replaced", "", box=box.SIMPLE)
+    for label, count in sorted(result["identifiers"].items(), key=lambda item: -item[1]):
+        counts.add_row(escape(label), f"{count:,}")
+    console.print(counts)
+    for name in ("recall", "precision"):
+        if name in result:
+            console.print(f"{name} of words on validation: {_interval(result[name])}", highlight=False)
+    left_out = f", {result['rejected']:,} rows rejected" if result["rejected"] else ""
+    console.print(
+        f"{result['documents']:,} documents{left_out}; {result['documents_per_second']:,.1f} a second", highlight=False
+    )
+    console.print(f"{result['out']}, {result['audit']}", markup=False, highlight=False)
 
 
 _RUN = {"key": "run", "task": "", "backbone": "", "method": "", "seed": "", "limits": "", "state": "", "score": "",

@@ -48,8 +48,12 @@ _COMMANDS = {
         "Fit an artifact's temperature, and a threshold at a wanted sensitivity, specificity or ratio of costs.",
     ),
     "predict": (
-        "posology.engine.predict:predict",
+        "posology.ship.predict:predict",
         "Predict labels or entities for every document of a file or folder.",
+    ),
+    "redact": (
+        "posology.ship.redaction:redact",
+        "De-identify every document of a file or folder: tags, asterisks or surrogates.",
     ),
     "report": (
         "posology.report.command:report",
@@ -58,6 +62,14 @@ _COMMANDS = {
     "export": (
         "posology.ship.export:export",
         "Write an artifact as a folder that runs without Posology: ONNX, fp32 or int8, or for transformers.",
+    ),
+    "serve": (
+        "posology.ship.serve.command:serve",
+        "Answer over HTTP: many models on one backbone in memory, and a page to try them.",
+    ),
+    "pretrain": (
+        "posology.pretrain.command:pretrain",
+        "Continue a backbone's pre-training on your own unlabelled notes.",
     ),
     "predict-files": ("posology.study.bulk:predict_files", "Predict for many files, on a Ray cluster."),
     "track": ("posology.report.tracking:track", "Show the runs of a ledger in MLflow or TensorBoard."),
@@ -70,6 +82,10 @@ _GROUPS = {
     "bench": (
         "posology.cli.bench:bench",
         "Measure speed and memory on this machine, beside transformers and PEFT where asked.",
+    ),
+    "distil": (
+        "posology.cli.distil:distil",
+        "Make a small model of a large one: a backbone on unlabelled text, or a model of a task from an artifact.",
     ),
     "study": (
         "posology.cli.study:study",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from posology.engine.encode import Encoded
 from posology.engine.precision import Precision
 from posology.engine.recipe import Recipe
 from posology.engine.stopping import Stop
+from posology.engine.teaching import Soft, Student
 from posology.engine.training import Budget, Diverged, Fit, Training, Watch
 
 TOKEN_BUDGET = 2048
@@ -40,6 +42,7 @@ def fit(
     token_budget: int | None = None,
     activations: Activations | None = None,
     watch: Watch | None = None,
+    soft: Soft | None = None,
 ) -> Fit:
     """Trains, evaluates after each epoch, and leaves the model in its best state on validation.
 
@@ -62,11 +65,14 @@ def fit(
         token_budget: pieces of a micro-batch; of a checkpoint its own, so that sums have the same order.
         activations: keeps what frozen layers make of the training documents; making it counts as training.
         watch: is called after each evaluation with its entry of `Fit.evaluations`; True ends training, `pruned`.
+        soft: what a teacher says of the documents.
 
     Raises:
         UserError: the loss is no longer finite, or the metric is not a number.
     """
-    training = make_training(adapted, encoded, targets, recipe, precision, seed=seed, budget=budget, watch=watch)
+    training = make_training(
+        adapted, encoded, targets, recipe, precision, seed=seed, budget=budget, watch=watch, soft=soft
+    )
     torch.manual_seed(seed)
     facts = _resume(training, checkpoint, recipe.epochs)
     tokens = facts.get("token_budget") or token_budget or TOKEN_BUDGET
@@ -108,9 +114,11 @@ def make_training(
     seed: int,
     budget: Budget | None = None,
     watch: Watch | None = None,
+    soft: Soft | None = None,
 ) -> Training:
     """The training of everything that is trainable in a model; arguments as in `fit`."""
-    return Training(
+    make = Training if soft is None else functools.partial(Student, soft=soft)
+    return make(
         adapted.trainable(),
         encoded,
         targets,

@@ -96,6 +96,7 @@ def summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
         "backbone_parameters": record["backbone"]["parameters"],
         "domain": record["backbone"].get("domain"),
         "pretraining": record["backbone"].get("pretraining"),
+        "family": record["backbone"].get("family"),
         "distilled_from": (record.get("distilled_from") or {}).get("name") or record["backbone"].get("distilled_from"),
         "method": record["method"],
         "seed": record["seed"],

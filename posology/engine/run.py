@@ -158,7 +158,7 @@ class Run:
     def _read_taught(self, labelled: list[Document], teaching: Teaching) -> list[Document]:
         """Reads the documents with labels and those without, and asks the teacher about them."""
         task = self.task
-        unlabelled, said = read_unlabelled(teaching, task)
+        unlabelled, said = read_unlabelled(teaching, task, labelled)
         both = [*labelled, *unlabelled]
         documents, self.encoded = self.predictor.encoder.read(both, task.unit)
         self._labelled = targets(documents[: len(labelled)], task.kind, task.labels)

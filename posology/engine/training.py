@@ -31,6 +31,8 @@ from posology.engine.predictor import pool
 from posology.engine.recipe import Recipe
 from posology.errors import UserError
 
+UNLABELLED = -100
+"""The target of what has no label, which only a teacher can say something of (`posology.engine.teaching`)."""
 _PACES = 16
 Watch = Callable[[dict[str, float]], bool]
 """Is called after each evaluation with its entry of `Fit.evaluations`; True ends the training."""
@@ -95,7 +97,7 @@ class Training:
     Args:
         weights: what is trained, by name; changed in place, gradients expected in their `grad`.
         encoded: windows of the training documents.
-        targets: for each document its class, shape (), or the tag of each word, (words,).
+        targets: for each document its class, shape (), or the tag of each word, (words,); `UNLABELLED` where it has none.
         recipe: hyper-parameters.
         kind: of the task.
         outputs: classes, or tags.
@@ -135,7 +137,7 @@ class Training:
         self._starts = np.cumsum(counts) - counts  # of each document in `_targets`
         self._class_weights = None
         if recipe.class_weights == "balanced":
-            self._class_weights = balanced(self._targets, outputs).to(device)
+            self._class_weights = balanced(self._targets[self._targets >= 0], outputs).to(device)
         self.steps_per_epoch = math.ceil(len(targets) / recipe.batch_size)
         self.steps = self.steps_per_epoch * recipe.epochs
         self._optimiser = torch.optim.AdamW(
@@ -182,7 +184,8 @@ class Training:
             wanted = self._targets[np.concatenate(read)]
         if self._class_weights is None:
             return float(max(1, len(wanted)))
-        return float(self._class_weights.cpu().numpy()[wanted].sum()) or 1.0
+        weights = np.append(self._class_weights.cpu().numpy(), np.float32(1))  # the last is of what has no label
+        return float(weights[np.maximum(wanted, -1)].sum()) or 1.0
 
     def loss(self, answers: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The sum of the weighted cross entropies of a micro-batch.
@@ -191,13 +194,19 @@ class Training:
             answers: (windows, classes), or in token classification (words, tags), as `Adapted.answers` gives them.
             batch: what they were computed from; its documents are positions in this training's corpus.
         """
+        return self._cross_entropy(*self._placed(answers, batch))
+
+    def _placed(self, answers: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, np.ndarray]:
+        """Answers of documents or words, and the place of each among the targets."""
         if self._kind == "sequence-classification":
-            answers = pool(answers, batch.owner, len(batch.documents))
-            wanted = self._targets[batch.documents]
-        else:
-            wanted = self._targets[self._starts[batch.documents[batch.words[:, 0]]] + batch.words[:, 1]]
-        goal = torch.as_tensor(wanted, dtype=torch.long, device=answers.device)
-        return functional.cross_entropy(answers, goal, weight=self._class_weights, reduction="sum")
+            return pool(answers, batch.owner, len(batch.documents)), batch.documents
+        return answers, self._starts[batch.documents[batch.words[:, 0]]] + batch.words[:, 1]
+
+    def _cross_entropy(self, answers: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+        goal = torch.as_tensor(self._targets[places], dtype=torch.long, device=answers.device)
+        return functional.cross_entropy(
+            answers, goal, weight=self._class_weights, reduction="sum", ignore_index=UNLABELLED
+        )
 
     # --- the step -----------------------------------------------------------------------------------------------------
 

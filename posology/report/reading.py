@@ -163,6 +163,7 @@ def _run(row: Mapping[str, Any], artifacts: Path, rate: money.Rate) -> Run:
         version=row["version"],
         pretraining=result.get("pretraining"),
         distilled_from=result.get("distilled_from"),
+        family=result.get("family"),
     )
 
 
@@ -313,7 +314,7 @@ def _names(firsts: Sequence[tuple[Mapping[str, Any], Run]]) -> list[str]:
 
 def _fields(cell: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """What may tell a configuration from another one of its method and backbone."""
-    limits = {"shots": run.shots, "max_seconds": run.max_seconds}
+    limits: dict[str, Any] = {"shots": run.shots, "max_seconds": run.max_seconds}
     recipe = None if run.recipe_name == "standard" else run.recipe_name
     teacher = cell.get("distilled_from")
     limits["distilled from"] = None if teacher is None else Path(teacher).name

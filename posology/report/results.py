@@ -54,6 +54,7 @@ class Run:
         version: of the program that ran it.
         pretraining: of the backbone, beyond its publisher's; None where there was none.
         distilled_from: the name of the model that the run, or its backbone, was distilled from.
+        family: the catalogue's, of a backbone that was made of one in it; None for those in it.
     """
 
     key: str
@@ -91,6 +92,7 @@ class Run:
     version: str | None = None
     pretraining: str | None = None
     distilled_from: str | None = None
+    family: str | None = None
 
     @property
     def score(self) -> Score:

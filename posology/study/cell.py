@@ -28,6 +28,7 @@ class Cell(BaseModel):
         shots: training documents of each class; all where None.
         max_seconds, evaluate_seconds: budget of training, and how often within it is evaluated.
         max_memory: in bytes.
+        distilled_from: an artifact that it learns from beside the labels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,13 +44,15 @@ class Cell(BaseModel):
     max_seconds: float | None = Field(default=None, gt=0)
     evaluate_seconds: float | None = Field(default=None, gt=0)
     max_memory: int | None = Field(default=None, ge=1)
+    distilled_from: Path | None = None
 
     @property
     def title(self) -> str:
         """A short name for people."""
         limits = [f"{self.shots} shots" if self.shots else "", f"{self.max_seconds:g} s" if self.max_seconds else ""]
         changed = [f"{name}={value}" for name, value in self.overrides.items()]
-        parts = [self.task, self.backbone or "", self.method, f"seed {self.seed}", *limits, *changed]
+        taught = f"from {self.distilled_from.name}" if self.distilled_from else ""
+        parts = [self.task, self.backbone or "", self.method, taught, f"seed {self.seed}", *limits, *changed]
         return " ".join(part for part in parts if part)
 
     def arguments(self) -> dict[str, Any]:
@@ -79,7 +82,10 @@ class Cell(BaseModel):
             source = _source(self.backbone)
             settings = make_recipe(self.method, self.recipe, self.overrides, width=load_config(source).hidden_size)
             backbone = {"sha256": source.fingerprint, "layers": source.layers}
+        # Only where there is a teacher, so that all other runs have the keys that they always had.
+        taught = {"distilled_from": _teacher(self.distilled_from)} if self.distilled_from else {}
         return {
+            **taught,
             "task": {"fingerprint": fingerprint, "metric": metric, "unit": unit},
             "backbone": backbone,
             "method": self.method,
@@ -102,6 +108,13 @@ def _task(data: Path) -> tuple[str, str, str, str]:
 
     task = PreparedTask.open(data)
     return task.fingerprint, task.kind, task.metric, task.unit
+
+
+@functools.lru_cache(maxsize=256)
+def _teacher(artifact: Path) -> dict[str, Any]:
+    from posology.engine.teaching import Teaching
+
+    return Teaching(artifact).settings()
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,7 +19,8 @@ from posology.study.cell import Cell
 if TYPE_CHECKING:
     from posology.study.spec import Match, StudyFile
 
-LIMITS = {"shots": "shots", "seconds": "max_seconds"}
+TEACHER = "distilled_from"
+LIMITS = {"shots": "shots", "seconds": "max_seconds", TEACHER: TEACHER}
 """What a sweep may vary beside fields of the recipe, and what a cell calls it."""
 
 RATIO = "alpha_ratio"
@@ -206,9 +207,11 @@ def _cell(
     limits = study.budgets.model_dump()
     limits.update({LIMITS[name]: value for name, value in combination.items() if name in LIMITS})
     recipe: str = study.recipe
-    if method in BASELINES:  # these have one recipe, and are neither evaluated on the way nor cut to memory
+    if limits.get(TEACHER) is not None:
+        limits[TEACHER] = study.teacher(limits[TEACHER])
+    if method in BASELINES:  # these have one recipe, no teacher, and are neither evaluated on the way nor cut to memory
         recipe = "standard"
-        limits.update(evaluate_seconds=None, max_memory=None)
+        limits.update({"evaluate_seconds": None, "max_memory": None, TEACHER: None})
     return Cell(
         task=task,
         data=study.folder(task),
@@ -223,5 +226,8 @@ def _cell(
 
 def _idle(method: str, combination: dict[str, Any]) -> str:
     """Why a combination of the sweep gives a run that is there already."""
-    idle = [name for name in combination if name not in LIMITS and name not in fields_of(method)]
+    from posology.engine.baselines import BASELINES
+
+    untaught = (TEACHER,) if method in BASELINES else ()
+    idle = [name for name in combination if name in untaught or (name not in LIMITS and name not in fields_of(method))]
     return f"counted once: {method} has no {' and no '.join(idle)}"

@@ -10,6 +10,8 @@ from posology.engine.company import METHODS
 from posology.engine.many import Asked, company_key
 from posology.study.executor import Job
 
+NOT_IN_COMPANY = {"task", "max_memory", "distilled_from"}
+"""Fields of a cell that runs in company do not have."""
 AT_ONCE = 16
 """Runs that are put in company, at most."""
 
@@ -18,15 +20,16 @@ def in_company(jobs: Sequence[Job], workers: int = 1) -> list[list[Job]]:
     """Groups of jobs for one worker each, in the order of the first of each; most groups hold one job.
 
     Runs on the same frozen backbone are put together, spread over the workers. Not those with checkpoints to go on
-    from, which company does not read; nor those whose first layers nobody trains: alone they run these once for all
-    epochs.
+    from, which company does not read; nor those with a teacher; nor those whose first layers nobody trains: alone they
+    run these once for all epochs.
     """
     groups: dict[Any, list[Job]] = {}
     for number, job in enumerate(jobs):
         key = None
         frozen = job.cell.method == "head" or "top_layers" in job.cell.overrides
-        if job.cell.method in METHODS and not (frozen or job.cell.max_memory or left_behind(job.out)):
-            key = company_key(Asked(**job.cell.model_dump(exclude={"task", "max_memory"}), out=job.out))
+        alone = frozen or job.cell.max_memory or job.cell.distilled_from
+        if job.cell.method in METHODS and not (alone or left_behind(job.out)):
+            key = company_key(Asked(**job.cell.model_dump(exclude=NOT_IN_COMPANY), out=job.out))
         groups.setdefault(number if key is None else key, []).append(job)
     found = []
     for own in groups.values():

@@ -14,6 +14,7 @@ from posology.errors import UserError
 from posology.study.grid import (
     LIMITS,
     RATIO,
+    TEACHER,
     combinations,
     expand,
     field_value,
@@ -97,6 +98,8 @@ def check_inputs(study: StudyFile, places: Places) -> None:
     for cell in expand(study).cells:
         if cell.backbone is None:  # a baseline
             continue
+        if cell.distilled_from is not None:
+            _check_teacher(cell.distilled_from, cell.task, PreparedTask.open(cell.data), places)
         source, config = sources[cell.backbone]
         try:
             recipe = make_recipe(cell.method, cell.recipe, cell.overrides, width=config.hidden_size)
@@ -108,6 +111,22 @@ def check_inputs(study: StudyFile, places: Places) -> None:
             steps = ("methods", study.methods.index(cell.method))
             problem = f"with {cell.backbone}: {error.problem} ({error.place})"
             raise places.fault(steps, problem, error.mend) from error
+
+
+def _check_teacher(folder: Path, name: str, task: Any, places: Places) -> None:
+    from posology.engine.artifact import read_record
+
+    steps: Steps = next((steps for steps in places.lines if steps[-1:] == (TEACHER,)), ("sweep",))
+    try:
+        record = read_record(folder)
+    except UserError as error:
+        raise places.fault(steps, f"{error.place}: {error.problem}", error.mend) from error
+    if record["kind"] != task.kind or set(task.labels) - set(record["labels"]):
+        raise places.fault(
+            steps,
+            f"{folder} was trained on other labels than those of {name}",
+            f"Add match: {{task: ...}} to the sweep, or name an artifact for {name}",
+        )
 
 
 def _missing_task(study: StudyFile, task: str, folder: Path, steps: Steps, places: Places) -> UserError:
@@ -255,6 +274,12 @@ def _check_sweeps(study: StudyFile, places: Places) -> None:
 
 
 def _check_limit(name: str, value: Any, steps: Steps, places: Places) -> None:
+    if name == TEACHER:
+        if value is not None and not isinstance(value, str):
+            raise places.fault(
+                steps, f"found {shown(value)}: the folder of an artifact is needed, or null", "Correct the value"
+            )
+        return
     kinds, needed = ((int,), "a whole number from 1") if name == "shots" else ((int, float), "a number greater than 0")
     if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value > 0):
         raise places.fault(

@@ -70,7 +70,9 @@ class Budgets(_Part):
 
 
 class Sweep(BaseModel):
-    """Values of which every combination is run: `shots`, `seconds`, and fields of the recipe.
+    """Values of which every combination is run: `shots`, `seconds`, `distilled_from`, and fields of the recipe.
+
+    `distilled_from` names artifacts to learn from; null is learning from labels alone.
 
     Attributes:
         match: only these cells are multiplied.
@@ -183,6 +185,10 @@ class StudyFile(_Part):
     def folder(self, task: str) -> Path:
         """Where a prepared task lies, or should: an absolute path."""
         return (self._tasks / self.tasks[task].expanduser()).absolute()
+
+    def teacher(self, artifact: str) -> Path:
+        """The folder of an artifact, written as seen from the study file: an absolute path."""
+        return (self._folder / Path(artifact).expanduser()).absolute()
 
     def source(self, backbone: str) -> str:
         """A backbone as `posology.train` takes it: folders, written as seen from the study file, are made absolute."""

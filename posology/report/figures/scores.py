@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from posology.report.figures import choose, style
 from posology.report.figures.style import Drawing, LeftOut, Looks
-from posology.report.results import Configuration, Results, Score, TaskResults
+from posology.report.results import Configuration, Results, Run, Score, TaskResults
 from posology.report.text import count_text, metric_label
 
 _DOMAINS = {"general": "G", "biomedical": "B", "clinical": "C"}
@@ -136,9 +136,9 @@ def domains(results: Results, looks: Looks) -> Drawing:
     """Figure 2: score on test by the domain of pretraining, within each family of backbones."""
     shown = []
     for task in results.tasks:
-        candidates = [c for c in choose.alike(task).values() if choose.family(c.first.backbone)]
+        candidates = [c for c in choose.alike(task).values() if _family(c.first)]
         candidates = [c for c in candidates if c.first.domain in _DOMAINS]
-        groups = choose.chosen(candidates, lambda r: (choose.family(r.backbone), r.domain, r.method))
+        groups = choose.chosen(candidates, lambda r: (_family(r), r.domain, r.method))
         # A family of one domain compares nothing.
         seen = {(name, method): set[str | None]() for name, _, method in groups}
         for name, domain, method in groups:
@@ -170,6 +170,11 @@ def domains(results: Results, looks: Looks) -> Drawing:
     missing = [task.task for task in results.tasks if task.task not in {t.task for t, _ in shown}]
     remarks = [f"{style.listed(missing)}: no family of backbones from two domains."] if missing else []
     return Drawing(figure, caption, remarks)
+
+
+def _family(run: Run) -> str | None:
+    """Of a backbone of the catalogue, or of one that was made of such a one."""
+    return run.family or choose.family(run.backbone)
 
 
 def _domains_panel(

@@ -1,0 +1,1 @@
+"""Backbones of one's own: pre-training goes on with unlabelled notes, and small encoders are made from larger ones."""
