@@ -108,6 +108,9 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         raise UserError(f"is no artifact: it has no {RECORD}", "Give a folder that `posology train` wrote", folder)
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("format") in ("onnx", "safetensors"):
+            mend = "Give `predict`, `redact` or `serve` an export, and everything else the artifact it was made from"
+            raise UserError("is an export, no artifact", mend, folder)
         wanted = ("backbone", "labels", "kind", "recipe", "method", "head", "virtual_tokens", "task", "test")
         if missing := [key for key in wanted if key not in record]:
             raise KeyError(missing[0])

@@ -185,6 +185,8 @@ def test_a_merged_folder_is_one_of_transformers(name: str, runs: dict[str, Path]
         )
     assert float((ours - theirs).abs().max()) < 1e-5
     assert plain.config.id2label[1] == ("B-Finding" if model.kind == KINDS[1] else "pain")
+    with pytest.raises(UserError, match="is an export, no artifact"):
+        load(tmp_path / "out")
 
 
 def test_what_is_refused(
