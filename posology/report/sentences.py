@@ -132,6 +132,11 @@ def of_task(
     said += _baseline(best, ordered, level, by_pair)
     said.append(_tally(best, ordered, level, by_pair))
     said += _compared(ordered, by_pair, cheapest)
+    if differences and any(len(each.runs) == 1 for each in ordered):
+        said.append(
+            "What was trained with one seed is compared as the models that came out: another seed of the same method may come "
+            "out otherwise, and nothing here says by how much. Three seeds or more compare methods."
+        )
     return (*dict.fromkeys(filter(None, said)), *_size(documents, differences, several_seeds))
 
 

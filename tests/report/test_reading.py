@@ -181,6 +181,16 @@ def test_a_test_set_that_cannot_tell_says_so_at_once(tmp_path: Path) -> None:
     assert found.sentences[-1].startswith("8 groups are few")
 
 
+def test_one_seed_is_said_to_speak_of_models_and_several_are_not(tmp_path: Path, task: Path) -> None:
+    single = only(write(tmp_path / "l.db", [run(task, "full", 0.8), run(task, "lora", 0.7)]))
+    assert any(said.startswith("What was trained with one seed") for said in single.sentences)
+    several = [
+        run(task, method, value, seed=seed) for method, value in (("full", 0.8), ("lora", 0.7)) for seed in (1, 2)
+    ]
+    found = only(write(tmp_path / "m.db", several))
+    assert not any("one seed" in said for said in found.sentences)
+
+
 def test_comparisons_are_bounded(tmp_path: Path, task: Path) -> None:
     runs = [run(task, "lora", 0.8, overrides={"rank": rank}) for rank in range(1, 41)]
     found = only(write(tmp_path / "l.db", runs))
