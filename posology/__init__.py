@@ -1,7 +1,8 @@
 """Posology: the smallest, cheapest language model, adapted in the cheapest way, that does a clinical text task.
 
-The Python API mirrors the command line: `synthesise`, `prepare`, `train`, `train_many`, `evaluate`, `predict`, `export`, `load`,
-`PreparedTask`, `Study`, `Ledger`, `prescribe`. Nothing heavy is imported until one of them is used.
+The Python API mirrors the command line: `synthesise`, `prepare`, `train`, `train_many`, `evaluate`, `calibrate`,
+`predict`, `export`, `load`, `PreparedTask`, `Study`, `Ledger`, `prescribe`. Nothing heavy is imported until one of them
+is used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posology.engine.artifact import load
+    from posology.engine.calibrate import calibrate
     from posology.engine.many import train_many
     from posology.engine.train import evaluate, train
     from posology.ship.export import export
@@ -31,6 +33,7 @@ _HOMES = {
     "train": "posology.engine.train",
     "train_many": "posology.engine.many",
     "evaluate": "posology.engine.train",
+    "calibrate": "posology.engine.calibrate",
     "export": "posology.ship.export",
     "predict": "posology.ship.predict",
     "load": "posology.engine.artifact",
@@ -44,6 +47,7 @@ __all__ = [
     "PreparedTask",
     "Study",
     "__version__",
+    "calibrate",
     "evaluate",
     "export",
     "load",
