@@ -38,7 +38,7 @@ MOST_KEPT = 1 / 3
 """The share of products that may stay in float32 in an int8 export. Products in 8 bits take about a quarter of the time:
 with more than a third left, it would be less than twice as fast."""
 _MERGED, _ONNX = 1e-5, 1e-4
-_SAMPLE_PIECES = 512
+_SAMPLE_PIECES = 2048
 _AUTO = {
     "sequence-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
@@ -271,6 +271,8 @@ def _onnx(job: _Job, content: dict[str, Any]) -> dict[str, Any]:
     sample = _sample(predictor, job.validation) if int8 else None
     console.say("writing the network as ONNX")
     graph = onnx_graph.Graph(predictor.adapted, predictor.text_pair)
+    if sample is not None:
+        onnx_int8.tame(graph, sample, predictor.adapted.head)
     facts = {key: str(content[key]) for key in ("kind", "temperature")} | {"labels": "\n".join(content["labels"])}
     maps = onnx_graph.write(graph, folder / NETWORK, facts)
     exact = _run(job)
@@ -318,7 +320,7 @@ def _quantise(
     exact, network = job.folder / ".fp32.onnx", job.folder / NETWORK
     network.rename(exact)
     heads = tuple(job.predictor.adapted.head)
-    inner = {name: nodes for name, nodes in maps.items() if not any(f".{head}." in f".{name}." for head in heads)}
+    inner = {name: nodes for name, nodes in maps.items() if not onnx_int8.belongs(name, heads)}
     always = [node for name in set(maps) - set(inner) for node in maps[name]]
 
     def attempt(kept: Sequence[str]) -> Measured:
@@ -342,8 +344,8 @@ def _quantise(
 
 
 def _sample(predictor: Predictor, documents: Sequence[Document]) -> Batch:
-    """A batch of windows to find out on which layers hurt."""
-    windows = [own for each in predictor.encoder.encode(documents[:64]).windows for own in each]
+    """A batch of windows to find out on what reaches how far, and which layers hurt."""
+    windows = [own for each in predictor.encoder.encode(documents[:256]).windows for own in each]
     few, pieces = [], 0
     for window in windows:
         few.append(window)

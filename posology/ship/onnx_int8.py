@@ -2,6 +2,11 @@
 
 Dynamic, so that no data are needed to make it: onnxruntime finds the range of each activation tensor while it runs. That
 range is one for the whole batch, so that answers depend, a little, on which texts are read together.
+
+A few channels of BERT's activations reach many times as far as all others, mostly at the first token (Kovaleva et al. 2021,
+Dettmers et al. 2022), and leave them few of the 256 steps. `tame` divides these channels by what they have too much and
+multiplies their weights by the same: SmoothQuant (Xiao et al. 2023), for outliers alone, so that weights stay as they are
+elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +20,12 @@ from torch import nn
 
 from posology.engine.batch import Batch
 from posology.ship.onnx_graph import Graph, quietly
+
+_USUAL = 0.97
+"""The quantile of channels that `tame` brings the others down to."""
+
+_WORTH_IT = 2.0
+"""A multiplication costs 2 % of the product that follows: it is left out where no channel reaches so many times as far."""
 
 
 def has_vnni() -> bool:
@@ -46,6 +57,54 @@ def quantise(source: Path, target: Path, keep: Sequence[str]) -> None:
         )
 
 
+@torch.inference_mode()
+def tame(graph: Graph, batch: Batch, heads: Sequence[str]) -> int:
+    """Brings channels that reach farther than nearly all others down to these, and raises their weights by as much.
+
+    The network's answers stay the same in float32.
+
+    Args:
+        graph: the network; its linear maps are changed.
+        batch: padded texts on which the reach is measured.
+        heads: names of what is left as it is.
+
+    Returns:
+        How many linear maps were changed.
+    """
+    modules = {name: module for name, module in graph.base.named_modules() if isinstance(module, nn.Linear)}
+    maps = [module for name, module in modules.items() if not belongs(name, heads)]
+    reach: dict[nn.Module, torch.Tensor] = {}
+
+    def measure(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        own = given[0].abs().flatten(0, -2).amax(dim=0)
+        reach[module] = torch.maximum(reach.get(module, own), own)  # ALBERT runs one map several times
+
+    hooks = [module.register_forward_pre_hook(measure) for module in maps]
+    _logits(graph, batch)
+    for hook in hooks:
+        hook.remove()
+    changed = 0
+    for module in maps:
+        usual = reach[module].quantile(_USUAL).clamp(min=1e-6)
+        excess = (reach[module] / usual).clamp(min=1)
+        if excess.max() < _WORTH_IT:
+            continue
+        module.weight.mul_(excess)
+        module.register_buffer("factors", 1 / excess)
+        module.register_forward_pre_hook(_multiply)
+        changed += 1
+    return changed
+
+
+def _multiply(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+    return (given[0] * module.get_buffer("factors"),)
+
+
+def belongs(name: str, heads: Sequence[str]) -> bool:
+    """Whether a linear map is part of a head."""
+    return any(f".{head}." in f".{name}." for head in heads)
+
+
 def multiplications(graph: Graph, maps: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """How many products each linear map takes for one piece, by its name."""
     weights = {name: graph.base.get_submodule(name).get_parameter("weight") for name in maps}
@@ -62,24 +121,24 @@ def sensitivity(graph: Graph, batch: Batch, names: Sequence[str], advance: Calla
         names: of linear maps.
         advance: is told of each one that is done.
     """
-    inputs = {"token_type_ids": torch.zeros_like(batch.inputs["input_ids"]), **batch.inputs}
-    given = [inputs[name] for name in graph.inputs]
-
-    def logits() -> torch.Tensor:
-        found: torch.Tensor = graph(*given)
-        return found[batch.rows, batch.columns] if found.ndim == 3 else found
-
-    exact = logits()
+    exact = _logits(graph, batch)
     spread = float(exact.std()) or 1.0
     moved = {}
     for name in names:
         hook = graph.base.get_submodule(name).register_forward_hook(_in_int8)
         try:
-            moved[name] = float((logits() - exact).square().mean().sqrt()) / spread
+            moved[name] = float((_logits(graph, batch) - exact).square().mean().sqrt()) / spread
         finally:
             hook.remove()
         advance(1)
     return moved
+
+
+def _logits(graph: Graph, batch: Batch) -> torch.Tensor:
+    """Of every text, or of every word."""
+    inputs = {"token_type_ids": torch.zeros_like(batch.inputs["input_ids"]), **batch.inputs}
+    found: torch.Tensor = graph(*(inputs[name] for name in graph.inputs))
+    return found[batch.rows, batch.columns] if found.ndim == 3 else found
 
 
 def _in_int8(module: nn.Module, given: tuple[torch.Tensor, ...], _output: Any) -> torch.Tensor:
