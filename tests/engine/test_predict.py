@@ -562,7 +562,8 @@ def test_memory_is_that_of_a_block_whatever_the_size_of_the_input(
     monkeypatch.setattr(textfile, "_BLOCK_BYTES", 15_000)
     monkeypatch.setattr(tabular, "_ROWS_AT_ONCE", 10)
     peak(10)  # what is loaded once
-    small, large = peak(15), peak(80)
-    assert large < 1.3 * small
+    small, large = peak(20), peak(200)
+    # A block may still be written while the next but one is read: how many are held is a matter of luck, 1 or 2.
+    assert large < 2.2 * small
     monkeypatch.setattr(inputs, "_BLOCK_CHARACTERS", 10**9)
-    assert peak(80) > 2 * small  # so it is blocks that keep it small
+    assert peak(200) > 10 * small  # so it is blocks that keep it small
