@@ -36,6 +36,7 @@ def main() -> None:
     from common import CACHE, HERE, prepared, result
 
     import posology
+    from posology.engine.artifact import read_record
     from posology.files import write_json
 
     path, started = HERE / "results" / "corpora.json", time.time()
@@ -48,16 +49,17 @@ def main() -> None:
                 if not name.startswith(arguments.only) or any(cell.items() <= row.items() for row in rows):
                     continue
                 begin, out = time.process_time(), CACHE / "corpora" / name.replace(":", "-")
-                done = posology.train(prepared(corpus), backbone, method, out, overwrite=True)
+                posology.train(prepared(corpus), backbone, method, out, overwrite=True)
+                record = read_record(out)
+                training = record["training"]
                 row = {
                     **cell,
-                    "test": {metric: done["test"][metric] for metric in METRICS[corpus]},
-                    "documents": done["training"]["documents"],
-                    "epochs": done["training"]["epochs"],
-                    "seconds": done["seconds"],
+                    "test": {metric: record["test"]["metrics"][metric] for metric in METRICS[corpus]},
+                    "documents": training["documents"],
+                    "epochs": record["recipe"]["epochs"],
                     "processor_seconds": time.process_time() - begin,
-                    "trainable_parameters": done["trainable_parameters"],
-                    "training": {key: done["training"][key] for key in ("seconds", "evaluation_seconds", "stopped")},
+                    "trainable_parameters": record["parameters"]["head"] + record["parameters"]["method"],
+                    "training": {key: training[key] for key in ("seconds", "evaluation_seconds", "stopped", "resumed")},
                 }
                 rows = [*rows, row]
                 write_json(path, result(rows, started, threads=int(arguments.threads)))
@@ -84,7 +86,7 @@ def table(rows: list[dict[str, Any]], here: Any) -> str:
                 for score in (row["test"][metric] for metric in metrics)
             ]
             lines.append(
-                f"| {row['backbone']} | {row['method']} | {' | '.join(scores)} | {row['processor_seconds']:,.0f} | "
+                f"| {row['backbone']} | {row['method']} | {' | '.join(scores)} | {_seconds(row)} | "
                 f"{row['trainable_parameters']:,} |"
             )
         for other in published[corpus]:
@@ -92,6 +94,11 @@ def table(rows: list[dict[str, Any]], here: Any) -> str:
             lines.append(f"| {other['model']} | {other['how']} | {' | '.join(scores)} | | |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _seconds(row: dict[str, Any]) -> str:
+    """Of a run that was continued, only those since then are known."""
+    return f"{'more than ' if row['training']['resumed'] else ''}{row['processor_seconds']:,.0f}"
 
 
 if __name__ == "__main__":
