@@ -85,7 +85,7 @@ def tame(graph: Graph, batch: Batch, heads: Sequence[str]) -> int:
         hook.remove()
     changed = 0
     for module in maps:
-        usual = reach[module].quantile(_USUAL).clamp(min=1e-6)
+        usual = reach[module].quantile(_USUAL, interpolation="lower").clamp(min=1e-6)
         excess = (reach[module] / usual).clamp(min=1)
         if excess.max() < _WORTH_IT:
             continue

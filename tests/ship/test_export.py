@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,25 +213,43 @@ def test_what_is_refused(
         export(shipped["mean"], out=out)
 
 
-def _hostile(artifact: Path, factor: float = 1000) -> None:
-    """Makes one channel of what every attention hands on so much larger than the others that 256 steps cannot hold them:
+def _hostile(artifact: Path, channels: slice, factor: float = 1000) -> None:
+    """Makes some channels of what every attention hands on so much larger than the others that 256 steps cannot hold them:
     the values are multiplied, the weights that read them are divided, so that in float32 nothing changes."""
     weights = load_file(artifact / "model.safetensors")
     for name in [name for name in weights if ".attention.self.value." in name]:
-        weights[name][::8] *= factor  # the first channel of each head
+        weights[name][channels] *= factor
     for name in [name for name in weights if name.endswith("attention.output.dense.weight")]:
-        weights[name][:, ::8] /= factor
+        weights[name][:, channels] /= factor
     save_file(weights, artifact / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
-def hostile(classification: PreparedTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hostile")
+def learnt(classification: PreparedTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("learnt")
     body = save_backbone(folder / "body", num_hidden_layers=2)
     recipe = {**LEARNT, "epochs": 30, "pooling": "first"}
     posology.train(classification.folder, str(body), "full", folder / "run", overrides=recipe)
-    _hostile(folder / "run")
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def hostile(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the first channel of each head, more than `tame` takes for outliers."""
+    run = Path(shutil.copytree(learnt, tmp_path_factory.mktemp("hostile") / "run"))
+    _hostile(run, slice(None, None, 8))
+    return run
+
+
+def test_a_channel_that_reaches_far_costs_nothing(
+    learnt: Path, classification: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(learnt, tmp_path / "run"))
+    _hostile(run, slice(0, 1))
+    data = classification.folder
+    assert export(run, out=tmp_path / "tamed", precision="int8", data=data)["kept_in_fp32"] == []
+    monkeypatch.setattr(onnx_int8, "tame", lambda *_: None)
+    assert export(run, out=tmp_path / "wild", precision="int8", data=data)["kept_in_fp32"]
 
 
 def test_a_model_that_8_bits_break_keeps_the_layers_that_hurt(
