@@ -35,6 +35,8 @@ RESULTS = HERE / "results" / "serve.json"
 TRAINED = [("ncbi-disease", "lora"), ("chemprot", "lora"), ("mts-dialog", "ia3"), ("ncbi-disease", "head")]
 KEPT = 6
 """Decimals of seconds."""
+_IDLE_SECONDS = 3.0
+"""A connection that was idle for longer is not used again: the server closes it after five."""
 
 
 def artifacts(folder: Path, adapters: int, documents: int) -> list[Path]:
@@ -167,25 +169,25 @@ async def open_loop(server: Server, given: Iterator[tuple[str, bytes]], rate: fl
     """Requests that come when they come (Poisson), whether or not the server is done with those before."""
     times: list[float] = []
     statuses: Counter[int] = Counter()
-    draw, idle = random.Random(1), list[Connection]()
+    draw, idle = random.Random(1), list[tuple[float, Connection]]()  # the one that was used last at the end
     begin = due = time.perf_counter()
 
     async def one(due: float) -> None:
-        if idle:
-            connection = idle.pop()
+        if idle and time.perf_counter() - idle[-1][0] < _IDLE_SECONDS:
+            _, connection = idle.pop()
         else:
             connection = Connection(*await asyncio.open_connection(server.host, server.port))
         status, _ = await connection.send("POST", *next(given))
         statuses[status] += 1
         times.append(time.perf_counter() - due)
-        idle.append(connection)
+        idle.append((time.perf_counter(), connection))
 
     tasks = []
     while (due := due + draw.expovariate(rate)) < begin + seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         tasks.append(asyncio.create_task(one(due)))
     await asyncio.gather(*tasks)
-    for connection in idle:
+    for _, connection in idle:
         connection._writer.close()
     return _told(times, statuses, time.perf_counter() - begin) | {"asked_per_second": round(rate, 1)}
 

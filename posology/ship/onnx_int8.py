@@ -1,7 +1,7 @@
 """Products in 8 bits: weights rounded once for each output channel, activations as they come.
 
-Dynamic, so that no data are needed to make it: onnxruntime finds the range of each activation tensor while it runs. That
-range is one for the whole batch, so that answers depend, a little, on which texts are read together.
+Dynamic: onnxruntime finds the range of each activation tensor while it runs. That range is one for the whole batch, so that
+answers depend, a little, on which texts are read together.
 
 A few channels of BERT's activations reach many times as far as all others, mostly at the first token (Kovaleva et al. 2021,
 Dettmers et al. 2022), and leave them few of the 256 steps. `tame` divides these channels by what they have too much and
@@ -23,6 +23,9 @@ from posology.ship.onnx_graph import Graph, quietly
 
 _USUAL = 0.97
 """The quantile of channels that `tame` brings the others down to."""
+
+_MOST = 64.0
+"""How far down at most: where nearly all channels are 0 on some texts, others may need them."""
 
 _WORTH_IT = 2.0
 """A multiplication costs 2 % of the product that follows: it is left out where no channel reaches so many times as far."""
@@ -58,7 +61,7 @@ def quantise(source: Path, target: Path, keep: Sequence[str]) -> None:
 
 
 @torch.inference_mode()
-def tame(graph: Graph, batch: Batch, heads: Sequence[str]) -> int:
+def tame(graph: Graph, batch: Batch, heads: Sequence[str]) -> None:
     """Brings channels that reach farther than nearly all others down to these, and raises their weights by as much.
 
     The network's answers stay the same in float32.
@@ -67,9 +70,6 @@ def tame(graph: Graph, batch: Batch, heads: Sequence[str]) -> int:
         graph: the network; its linear maps are changed.
         batch: padded texts on which the reach is measured.
         heads: names of what is left as it is.
-
-    Returns:
-        How many linear maps were changed.
     """
     modules = {name: module for name, module in graph.base.named_modules() if isinstance(module, nn.Linear)}
     maps = [module for name, module in modules.items() if not belongs(name, heads)]
@@ -83,17 +83,13 @@ def tame(graph: Graph, batch: Batch, heads: Sequence[str]) -> int:
     _logits(graph, batch)
     for hook in hooks:
         hook.remove()
-    changed = 0
-    for module in maps:
-        usual = reach[module].quantile(_USUAL, interpolation="lower").clamp(min=1e-6)
-        excess = (reach[module] / usual).clamp(min=1)
-        if excess.max() < _WORTH_IT:
-            continue
-        module.weight.mul_(excess)
-        module.register_buffer("factors", 1 / excess)
-        module.register_forward_pre_hook(_multiply)
-        changed += 1
-    return changed
+    for module, own in reach.items():
+        usual = own.quantile(_USUAL, interpolation="lower").clamp(min=1e-6)
+        excess = (own / usual).clamp(1, _MOST)
+        if excess.max() >= _WORTH_IT:
+            module.get_parameter("weight").mul_(excess)
+            module.register_buffer("factors", 1 / excess)
+            module.register_forward_pre_hook(_multiply)
 
 
 def _multiply(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
