@@ -245,7 +245,7 @@ def test_a_channel_that_reaches_far_costs_nothing(
     learnt: Path, classification: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(learnt, tmp_path / "run"))
-    _hostile(run, slice(0, 1), factor=50)
+    _hostile(run, slice(0, 1))
     data = classification.folder
     assert export(run, out=tmp_path / "tamed", precision="int8", data=data)["kept_in_fp32"] == []
     monkeypatch.setattr(onnx_int8, "tame", lambda *_: None)
