@@ -21,7 +21,11 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from posology import console
+from posology.errors import UserError
 from posology.study.executor import ATTEMPTS, Event, Job
+
+_STILLBORN = 5
+"""As many workers in a row may die before their first run has begun."""
 
 
 @dataclass
@@ -46,6 +50,7 @@ class LocalExecutor:
         self._wanted, self._company = workers, company
         self._workers: list[_Worker] = []
         self._attempts: collections.Counter[str] = collections.Counter()
+        self._stillborn = 0  # workers, one after the other, that died before any run of theirs had begun
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """See `Executor.run`."""
@@ -87,6 +92,7 @@ class LocalExecutor:
                     break
                 if event.state == "running":
                     worker.begun.add(event.key)
+                    self._stillborn = 0
                 if event.state in ("done", "failed"):
                     worker.jobs.pop(event.key, None)
                 yield event
@@ -99,6 +105,12 @@ class LocalExecutor:
         code = worker.process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
         hint = ": often a sign that memory ran out" if code == -signal.SIGKILL else ""
+        self._stillborn += bool(worker.jobs) and not worker.begun
+        if self._stillborn >= _STILLBORN:
+            raise UserError(
+                f"{_STILLBORN} workers in a row died before a run of theirs began ({how}{hint})",
+                "Look for what ends new processes here, such as a limit of memory, and give the command again",
+            )
         console.say(f"worker {worker.process.pid} died ({how}{hint}); a new one takes its place")
         for job in reversed(worker.jobs.values()):
             # Each for itself from now on: one of them may be what killed the worker.

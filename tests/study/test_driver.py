@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 import posology
 from posology.engine.checkpoint import Checkpoint
 from posology.errors import Interrupted, UserError
+from posology.study import local
 from posology.study.cell import Cell
 from posology.study.driver import carry_out
 from posology.study.executor import Event, Job
@@ -137,6 +139,28 @@ def test_a_run_that_cannot_be_fails_alone(cells: list[Cell], tagging: PreparedTa
         assert runs[0]["state"] == runs[2]["state"] == "done"
         with pytest.raises(UserError, match="dictionari"):
             carry_out(ledger, "t", [cells[1].model_copy(update={"method": "dictionari"})], LocalExecutor())
+
+
+def test_workers_that_die_before_they_begin_are_not_replaced_for_ever(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def stillborn(device: str | None, sharing: int) -> local._Worker:
+        here, there = multiprocessing.Pipe()
+        process: Any = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,))
+        process.device, process.sharing = device, sharing
+        process.start()
+        there.close()
+        started.append(process)
+        return local._Worker(process, here)
+
+    monkeypatch.setattr(local, "_start", stillborn)
+    with Ledger(tmp_path / "ledger.db", write=True) as ledger:
+        with pytest.raises(UserError, match=r"5 workers in a row .* \(exit status 3\)"):
+            carry_out(ledger, "s", cells[:2], LocalExecutor())
+        assert len(started) == 5
+        assert {run["state"] for run in ledger.runs("s")} == {"pending"}
 
 
 def test_what_was_finished_but_not_recorded_is_not_done_again(cells: list[Cell], tmp_path: Path) -> None:
