@@ -28,6 +28,35 @@ _PATIENTS = 1024
 """How many patients' letters and days are kept at hand."""
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 _TITLES = {"dr", "mr", "mrs", "ms", "miss", "md", "phd", "jr", "sr", "ii", "iii", "iv"}
+_PARTICLES = set(
+    [
+        "al",
+        "bin",
+        "da",
+        "das",
+        "de",
+        "del",
+        "den",
+        "der",
+        "des",
+        "di",
+        "do",
+        "dos",
+        "du",
+        "el",
+        "la",
+        "le",
+        "los",
+        "st",
+        "te",
+        "ten",
+        "ter",
+        "van",
+        "von",
+        "zu",
+    ]
+)
+"""Small words within names. In capitals they are initials."""
 _OF_NUMBERS = {"x", "ext", "p", "pager", "beeper", "tel", "fax", "phone", "cell", "home", "work", "office", "no"}
 _AGE_WORDS = (
     "year years yr yrs y o old yo of age aged early mid late the month months mo mos week weeks wk wks day days"
@@ -53,7 +82,8 @@ class Surrogates:
     def replace(self, label: str, text: str, group: str) -> str | None:
         """What stands for an identifier.
 
-        Ages up to 89 are no identifiers and stay as they are; everything else becomes something else.
+        Ages up to 89, and a title alone ("Dr."), are no identifiers and stay as they are; everything else becomes something
+        else.
 
         Args:
             label: its type, in i2b2 2014 or like it (NAME, PERSON, LOCATION, CONTACT, ID).
@@ -73,6 +103,8 @@ class Surrogates:
         make = _MAKERS.get(kind)
         if make is None or not _key_of(text):
             return None
+        if make is Surrogates.name and not _are_initials(text) and _titles_only(text):
+            return text
         for attempt in range(_ATTEMPTS):
             new = make(self, text, group, attempt)
             if new is not None and not _shares(new, text):
@@ -95,11 +127,9 @@ class Surrogates:
 
     def name(self, text: str, group: str, attempt: int) -> str:
         """A person's name: each word by itself; initials letter by letter."""
-        words = _WORD.findall(text)
-        if len(words) == 1 and _are_initials(words[0]):
+        if _are_initials(text):
             return _WORD.sub(lambda match: self._initials(match[0], group), text)
-        only = all(word.casefold() in _TITLES for word in words)
-        return _WORD.sub(lambda match: self._part(match[0], group, attempt, only), text)
+        return _WORD.sub(lambda match: self._part(match[0], group, attempt), text)
 
     def _initials(self, letters: str, group: str) -> str:
         return "".join(self._letter(letter, group) for letter in letters)
@@ -108,9 +138,9 @@ class Surrogates:
         new = self._letters(group).get(_plain(letter)) or self._random(group, letter).choice(ascii_lowercase)
         return new.upper() if letter.isupper() else new
 
-    def _part(self, word: str, group: str, attempt: int, only_titles: bool) -> str:
+    def _part(self, word: str, group: str, attempt: int) -> str:
         """One word of a name."""
-        if word.casefold() in _TITLES and not only_titles:
+        if word.casefold() in _TITLES:
             return word
         if word[0].isdigit():
             return self._scrambled(word, (group, "number", word, attempt))
@@ -305,18 +335,25 @@ def _age(text: str) -> str | None:
     return text if first in numbers else None
 
 
-def _are_initials(word: str) -> bool:
-    one_case = word in (word.upper(), word.lower())
-    return 2 <= len(word) <= 3 and one_case and word.casefold() not in _known_names()
+def _titles_only(text: str) -> bool:
+    return all(word.casefold() in _TITLES for word in _WORD.findall(text))
+
+
+def _are_initials(text: str) -> bool:
+    """Whether a name is one word of two or three letters, in capitals or small, and no such name or part of names."""
+    words = _WORD.findall(text)
+    if len(words) != 1 or not 2 <= len(words[0]) <= 3 or words[0] not in (words[0].upper(), words[0].lower()):
+        return False
+    return words[0].casefold() not in _known_names() and words[0] not in _PARTICLES
 
 
 @cache
 def _known_names() -> dict[str, str]:
-    """Names that are in a list, and what they are short for."""
+    """Names that are in a list, which stand for themselves, and nicknames with what they are short for."""
     persons, nicknames = naming.lists()["persons"], naming.lists()["nicknames"]
     lists = ("men", "women", "surnames", "surnames_that_are_words")
     known = {name.casefold(): name.casefold() for kind in lists for name in persons[kind]}
-    return known | {short.casefold(): name.casefold() for name, (short,) in nicknames.items()}
+    return {short.casefold(): name.casefold() for name, (short,) in nicknames.items()} | known
 
 
 @cache

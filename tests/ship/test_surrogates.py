@@ -123,6 +123,14 @@ def test_initials_and_nicknames_agree_with_the_name(surrogates: Surrogates) -> N
     assert str(surrogates.replace("PATIENT", "Quillmore's", "p")) == f"{last}'s"
 
 
+def test_a_title_alone_stays_and_a_particle_alone_is_called_as_in_the_name(surrogates: Surrogates) -> None:
+    assert surrogates.replace("DOCTOR", "Dr.", "p") == "Dr." and surrogates.replace("NAME", "Mrs", "p") == "Mrs"
+    assert surrogates.replace("DOCTOR", "MD", "p") not in (None, "MD")  # initials of somebody, perhaps
+    _, particle, last = str(surrogates.replace("PATIENT", "Rebecca van Inford", "p")).split()
+    assert surrogates.replace("DOCTOR", "van", "p") == particle
+    assert surrogates.replace("DOCTOR", "van Inford", "p") == f"{particle} {last}"
+
+
 def test_surrogates_follow_from_key_and_patient(surrogates: Surrogates) -> None:
     texts = [("PATIENT", "Harlan Quillmore"), ("PHONE", "617-555-1234"), ("CITY", "Boston"), ("DATE", "3/4/2015")]
     for label, text in texts:
