@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -54,9 +55,12 @@ class LocalExecutor:
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """See `Executor.run`."""
+        jobs = list(jobs)
+        if jobs:
+            _warm()
         from posology.study.grouping import in_company
 
-        devices, jobs = _devices(self._wanted), list(jobs)
+        devices = _devices(self._wanted)
         waiting = collections.deque(in_company(jobs, len(devices)) if self._company else [[job] for job in jobs])
         try:
             for device in devices[: len(waiting)]:
@@ -146,10 +150,18 @@ def _devices(wanted: int | None) -> list[str | None]:
     return [gpus[number % len(gpus)] for number in range(wanted or len(gpus))]
 
 
+def _warm() -> None:
+    """Starts the server that imports everything and forks the workers: they are there at once, also in the next study.
+
+    It imports while this process imports what it needs itself.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["posology.study.work"])
+    multiprocessing.forkserver.ensure_running()
+
+
 def _start(device: str | None, sharing: int) -> _Worker:
-    # A server that has imported everything forks the workers: they are there at once, also in the next study.
+    _warm()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["posology.study.work"])
     here, there = context.Pipe()
     process: Any = context.Process(target=_work, args=(there, device, sharing, console.QUIET), daemon=True)
     process.device, process.sharing = device, sharing

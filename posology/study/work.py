@@ -148,8 +148,9 @@ def carry_out_company(
             emit(Event(key, "failed", problem=result["failed"], worker=worker))
         else:  # of the company as a whole: what one of its runs holds cannot be told apart
             peak = memory.peak()
-            with memory.set_aside():
-                result = _measured(waiting[number], result)
+            if waiting[number].measured:
+                with memory.set_aside():
+                    result = _measured(waiting[number], result)
             emit(Event(key, "done", result=result, worker=worker, peak_memory=peak))
 
     try:
