@@ -32,8 +32,8 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 TOKEN_BUDGET = 512
-"""Pieces that one pass through the network may hold for each thread, padding included: what stays in a core's cache. Four
-times as many were 7 % slower in 8 bits."""
+"""Pieces that one pass through the network may hold for each thread, padding included: what stays in a core's cache. Twice
+as many were 7 % slower in 8 bits."""
 BLOCK_TEXTS = 1024
 """Lines that are read before the first is answered, so that texts of like length can go together."""
 
@@ -102,7 +102,7 @@ class Runtime:
         self._budget = TOKEN_BUDGET * (threads or os.cpu_count() or 1)
         options.log_severity_level = 3
         path = str(model or folder / self.record["model"])
-        # onnxruntime's sum and norm in one is five times slower than one after the other (1.32, 1,536 rows of 384)
+        # onnxruntime's sum and norm in one takes four times as long as one after the other (1.32, 1,536 rows of 384)
         left_out = ["SkipLayerNormFusion"]
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
