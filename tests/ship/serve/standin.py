@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -114,12 +116,17 @@ class StandIn:
         self.held = threading.Event()
         self.held.set()
         self.asked: list[tuple[str, Any]] = []
+        self.connections: list[socket.socket] = []
 
     def __enter__(self) -> StandIn:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                owner.connections.append(self.connection)
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Nothing is logged."""
@@ -162,10 +169,13 @@ class StandIn:
         self.close()
 
     def close(self) -> None:
-        """Takes no more connections; may be called twice."""
+        """Takes no more connections, and ends those that a browser keeps for its next request; may be called twice."""
         self.held.set()
         self._server.shutdown()
         self._server.server_close()
+        for connection in self.connections:
+            with suppress(OSError):  # the other side was first
+                connection.shutdown(socket.SHUT_RDWR)
 
     def answer(self, path: str, body: Any) -> Any:
         if path == "/v1/models":

@@ -340,6 +340,9 @@ def test_a_server_that_is_gone_and_one_that_is_slow(page: Browser, server: Stand
     click(page, "#stop")
     assert page.wait("document.querySelector('#status').textContent === 'Stopped.'")
     assert of(page, "#run-words") == ["Run"] and of(page, "#problems") == [""]
+    # The browser keeps these connections: an answer over one of them would not come from a server that is gone.
+    asked = "fetch('/', {cache: 'no-store', credentials: 'omit'}).then(answer => answer.text())"
+    awaited(page, f"Promise.all(Array.from({{length: 6}}, () => {asked})).then(texts => texts.length)")
     server.close()
     press_run(page)
     assert page.wait("document.querySelector('#problems').textContent.includes('No answer from the server')", 10)
