@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import CACHE, HERE, prepared, result
+from common import CACHE, HERE, answers, interval, prepared, result
 
 BACKBONE = "minilm"
 WAYS = ("full", "lora")
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=None, help="test documents of each task; all by default")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"], help="by which the tasks are learnt")
     parser.add_argument("--task-epochs", type=int, default=None, help="the recipe's by default")
+    parser.add_argument("--workers", type=int, default=None, help="processes that learn the tasks side by side")
     parser.add_argument("--out", default="adaptation", help="name of the results")
     arguments = parser.parse_args()
 
@@ -130,6 +131,7 @@ def compare(
     from posology.study.cell import Cell
     from posology.study.driver import carry_out
     from posology.study.ledger import Ledger
+    from posology.study.local import LocalExecutor
 
     count = len(arguments.seeds)
     sides = {
@@ -147,7 +149,7 @@ def compare(
                         Cell(task=task, data=data, backbone=backbone, method=method, seed=seed, overrides=overrides)
                     )
     with Ledger(folder / "ledger.db", write=True) as ledger:
-        runs = carry_out(ledger, "adaptation", cells)
+        runs = carry_out(ledger, "adaptation", cells, LocalExecutor(arguments.workers), measured=False)
     by_side: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for name, run in zip(names, runs, strict=True):
         if run["state"] != "done":
@@ -165,7 +167,7 @@ def summary(task: str, method: str, sides: dict[str, list[dict[str, Any]]]) -> d
     from posology.evaluation.seeds import combined_difference, combined_interval
 
     metric = next(iter(sides.values()))[0]["metric"]
-    scores = {side: answers(runs) for side, runs in sides.items()}
+    scores = {side: answers(run["artifact"] for run in runs) for side, runs in sides.items()}
     before, groups = scores["as published"]
     return {
         "task": task,
@@ -179,20 +181,6 @@ def summary(task: str, method: str, sides: dict[str, list[dict[str, Any]]]) -> d
             if side != "as published"
         },
     }
-
-
-def answers(runs: Sequence[dict[str, Any]]) -> tuple[list[Any], list[str]]:
-    """Answers on test, as what metrics are taken from, and the groups of the documents."""
-    from posology.engine import predictions
-    from posology.engine.decode import softmax
-    from posology.evaluation.metrics import ClassificationScores, EntityScores
-
-    found = [predictions.read(run["artifact"]) for run in runs]
-    scores = [
-        EntityScores(own.counts) if own.counts is not None else ClassificationScores(own.gold, softmax(own.logits))
-        for own in found
-    ]
-    return scores, found[0].groups
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -223,22 +211,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in (row for row in rows if "task" in row):
         for side, score in row["score"].items():
-            gained = row["difference"].get(side)
-            points = "" if gained is None else _points(gained)
-            lines.append(f"| {row['task']} | {row['method']} | {row['metric']} | {side} | {_score(score)} | {points} |")
+            gained = interval(row["difference"].get(side), points=True)
+            lines.append(
+                f"| {row['task']} | {row['method']} | {row['metric']} | {side} | {interval(score)} | {gained} |"
+            )
     return "\n".join(lines) + "\n"
-
-
-def _score(entry: dict[str, Any]) -> str:
-    if entry["value"] is None or entry["low"] is None:
-        return "undefined" if entry["value"] is None else f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
-
-
-def _points(entry: dict[str, Any]) -> str:
-    if entry["value"] is None or entry["low"] is None:
-        return "undefined" if entry["value"] is None else f"{100 * entry['value']:+.1f}"
-    return f"{100 * entry['value']:+.1f} ({100 * entry['low']:+.1f} to {100 * entry['high']:+.1f})"
 
 
 if __name__ == "__main__":

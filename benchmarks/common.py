@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,27 @@ def prepared(
             notes={"subset": wanted, "seed": seed},
         )
     return part
+
+
+def answers(artifacts: Iterable[Path | str]) -> tuple[list[Any], list[str]]:
+    """Answers on test of runs of one task, as what metrics are taken from, and the groups of the documents."""
+    from posology.engine import predictions
+
+    found = [predictions.read(artifact) for artifact in artifacts]
+    return [own.scores() for own in found], found[0].groups
+
+
+def interval(entry: dict[str, Any] | None, *, points: bool = False) -> str:
+    """A value with its 95 % interval; a difference in points."""
+    if entry is None:
+        return ""
+    if entry["value"] is None:
+        return "undefined"
+    factor, form = (100, "+.1f") if points else (1, ".3f")
+    value, *ends = (
+        None if entry[name] is None else format(factor * entry[name], form) for name in ("value", "low", "high")
+    )
+    return f"{value}" if None in ends else f"{value} ({ends[0]} to {ends[1]})"
 
 
 def result(rows: list[dict[str, Any]], started: float, **facts: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ For each corpus so many documents keep their labels, and the rest of its trainin
 layers 1, 3, 4 and 6 of its teacher, either as they are (`layers`) or after they have learnt on the unlabelled text of the
 training split to give what the whole model gives (`distilled`). Either is then trained on the labels alone, with the
 answers of the teacher (the bundled model fully tuned on the same labels with the same seed) on the same documents, and
-with its answers on those without labels too. `minilm:4`, the first four layers, is there for comparison. All runs are of
+with its answers on those without labels too. `minilm:4`, the first four layers, trained on labels, is there for comparison. All runs are of
 full fine-tuning by the standard recipe; steps differ where there are more documents, seconds are in the table.
 Killed and started again it goes on where it was. Writes benchmarks/results/distil.json and distil.md.
 """
@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import CACHE, HERE, prepared, result
+from common import CACHE, HERE, answers, interval, prepared, result
 
 LAYERS = 4
+FIRST = f"minilm:{LAYERS}"
 TAUGHT = {"labels": None, "teacher": False, "teacher, unlabelled too": True}
 """How a student learns: from labels alone, or from a teacher, with documents that have no label or without."""
 
@@ -63,7 +64,7 @@ def measure(corpus: str, arguments: argparse.Namespace) -> dict[str, Any]:
     unlabelled = _texts(folder / "unlabelled.jsonl", [each for each in whole if each.id not in labelled])
     everything = _texts(folder / "everything.jsonl", whole)
     students = {
-        "minilm:4": "minilm:4",
+        FIRST: FIRST,
         "layers": str(_backbone(folder / "layers", everything, data, steps=0)),
         "distilled": str(_backbone(folder / "distilled", everything, data, epochs=arguments.corpus_epochs)),
     }
@@ -74,6 +75,8 @@ def measure(corpus: str, arguments: argparse.Namespace) -> dict[str, Any]:
         runs["teacher"].append(teacher)
         for name, backbone in students.items():
             for how, wants in TAUGHT.items():
+                if name == FIRST and wants is not None:
+                    continue  # what it is compared by is how far labels alone take it
                 more = unlabelled if wants and len(whole) > len(labelled) else None
                 if wants and more is None:
                     continue
@@ -133,7 +136,7 @@ def _summary(runs: Sequence[Path], all_runs: dict[str, list[Path]]) -> dict[str,
 
     records = [read_record(run) for run in runs]
     metric = records[0]["task"]["metric"]
-    scores, groups = _scores(runs)
+    scores, groups = answers(runs)
     name = next(name for name, own in all_runs.items() if own is runs)
     against = {"teacher": "teacher", "labels alone": f"{name.split(', ')[0]}, labels"}
     return {
@@ -141,7 +144,7 @@ def _summary(runs: Sequence[Path], all_runs: dict[str, list[Path]]) -> dict[str,
         "by_seed": [record["test"]["metrics"][metric]["value"] for record in records],
         "score": combined_interval(metric, scores, groups),
         "difference": {
-            title: combined_difference(metric, scores, _scores(all_runs[other])[0], groups)
+            title: combined_difference(metric, scores, answers(all_runs[other])[0], groups)
             for title, other in against.items()
             if other in all_runs and other != name
         },
@@ -149,20 +152,6 @@ def _summary(runs: Sequence[Path], all_runs: dict[str, list[Path]]) -> dict[str,
         "bytes": records[0]["adapter_bytes"],
         "seconds": [record["training"]["seconds"] for record in records],
     }
-
-
-def _scores(runs: Sequence[Path]) -> tuple[list[Any], list[str]]:
-    """Answers on test, as what metrics are taken from, and the groups of the documents."""
-    from posology.engine import predictions
-    from posology.engine.decode import softmax
-    from posology.evaluation.metrics import ClassificationScores, EntityScores
-
-    found = [predictions.read(run) for run in runs]
-    scores = [
-        EntityScores(own.counts) if own.counts is not None else ClassificationScores(own.gold, softmax(own.logits))
-        for own in found
-    ]
-    return scores, found[0].groups
 
 
 def _speed(teacher: Path, student: Path, data: Path, rounds: int = 5) -> dict[str, Any]:
@@ -203,30 +192,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         for name, own in row["configurations"].items():
             model, _, how = name.partition(", ")
-            differences = [_points(own["difference"].get(title)) for title in ("teacher", "labels alone")]
+            differences = [interval(own["difference"].get(title), points=True) for title in ("teacher", "labels alone")]
             lines.append(
                 f"| {model} | {how or 'labels'} | {own['parameters'] / 1e6:.1f} M | {own['bytes'] / 1e6:.0f} | "
-                f"{_interval(own['score'], 3)} | {differences[0]} | {differences[1]} | "
+                f"{interval(own['score'])} | {differences[0]} | {differences[1]} | "
                 f"{sum(own['seconds']) / len(own['seconds']):.0f} |"
             )
         lines.append("")
     return "\n".join(lines)
-
-
-def _points(entry: dict[str, Any] | None) -> str:
-    if entry is None or entry["value"] is None:
-        return ""
-    if entry["low"] is None:
-        return f"{100 * entry['value']:+.1f}"
-    return f"{100 * entry['value']:+.1f} ({100 * entry['low']:+.1f} to {100 * entry['high']:+.1f})"
-
-
-def _interval(entry: dict[str, Any], digits: int) -> str:
-    if entry["value"] is None:
-        return "undefined"
-    if entry["low"] is None:
-        return f"{entry['value']:.{digits}f}"
-    return f"{entry['value']:.{digits}f} ({entry['low']:.{digits}f} to {entry['high']:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from posology.engine.loop import make_training
 from posology.engine.methods import check_method
 from posology.engine.predictor import Predictor
 from posology.engine.recipe import Recipe, make_recipe
-from posology.engine.run import Run, build
+from posology.engine.run import Material, Run, build
 from posology.engine.stopping import interruptible
 from posology.engine.train import train
 from posology.engine.training import Watch
@@ -153,6 +153,7 @@ class _Session:
         done: Callable[[int, dict[str, Any]], None] | None,
     ):
         self._overwrite, self._at_once, self._watch, self._done = overwrite, at_once, watch, done
+        self._material: dict[Hashable, Material] = {}
         self.results: dict[int, dict[str, Any]] = {}
 
     def train(self, group: Sequence[Numbered]) -> None:
@@ -206,7 +207,7 @@ class _Session:
         asked = {"recipe_name": run.recipe, "seed": run.seed, "budget": budget}
         recipe = _recipe(run, source)
         opened = Run(task, source, run.method, recipe, run.out, asked, overwrite=self._overwrite)
-        opened.read()
+        opened.read(self._material)
         adapted, precision = opened.predictor.adapted, opened.predictor.precision
         training = make_training(
             adapted,

@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from posology.corpus.document import Document
+from posology.engine.decode import softmax
 from posology.engine.model import Model
 from posology.errors import UserError
+from posology.evaluation import metrics
 
 
 class Predictions(NamedTuple):
@@ -34,6 +36,14 @@ class Predictions(NamedTuple):
     gold: np.ndarray | None
     logits: np.ndarray | None
     counts: np.ndarray | None
+
+    def scores(self, *, ranked: bool = True) -> metrics.ClassificationScores | metrics.EntityScores:
+        """The answers as what every metric is taken from; `ranked` as for `ClassificationScores`."""
+        if self.counts is not None:
+            return metrics.EntityScores(self.counts)
+        assert self.gold is not None
+        assert self.logits is not None
+        return metrics.ClassificationScores(self.gold, softmax(self.logits), ranked=ranked)
 
 
 def path_of(artifact: Path | str, split: str = "test") -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,24 @@ class _Best(NamedTuple):
     answers: Answers
 
 
+class Material(NamedTuple):
+    """What a run learns from, and what it is validated on.
+
+    Attributes:
+        encoded, targets: what it is trained on: labelled documents before those without labels.
+        labelled: how many have labels.
+        paired: whether texts have a second one.
+        validation, encoded_validation: the documents of validation.
+    """
+
+    encoded: Encoded
+    targets: list[np.ndarray]
+    labelled: int
+    paired: bool
+    validation: list[Document]
+    encoded_validation: Encoded
+
+
 class Run:
     """One run of a method that adapts a backbone, apart from its loop.
 
@@ -68,16 +86,15 @@ class Run:
     Attributes:
         activations: what frozen layers make of the documents; None where there are none, or one epoch and no folder.
         predictor: the model, which training changes.
-        encoded, targets: what it is trained on, after `read`: labelled documents before those without labels.
+        encoded, targets: what it is trained on, after `read`.
         soft: what the teacher says of these; None where there is no teacher.
 
     Raises:
         UserError: they do not go together, or the artifact could not be written.
     """
 
-    encoded: Encoded
-    targets: list[np.ndarray]
     soft: Soft | None = None
+    _material: Material
 
     def __init__(
         self,
@@ -113,6 +130,16 @@ class Run:
             )
 
     @property
+    def encoded(self) -> Encoded:
+        """Training documents as windows."""
+        return self._material.encoded
+
+    @property
+    def targets(self) -> list[np.ndarray]:
+        """What the loss compares with, for each training document."""
+        return self._material.targets
+
+    @property
     def budget(self) -> Budget:
         """Time."""
         return Budget(self._asked["budget"]["max_seconds"], self._asked["budget"]["evaluate_seconds"])
@@ -136,37 +163,48 @@ class Run:
             **versions("torch", "transformers", "peft", "tokenizers"),
         }
 
-    def read(self) -> None:
-        """Reads and tokenises the documents of training and validation."""
+    def read(self, known: dict[Hashable, Material] | None = None) -> None:
+        """Reads and tokenises the documents of training and validation.
+
+        Args:
+            known: what other runs beside this one have read, to which this adds: each corpus is held once for all.
+        """
         before = resident_bytes()
-        task, encoder = self.task, self.predictor.encoder
-        training, validation = training_documents(task, self._asked["budget"]["shots"], self._asked["seed"])
-        self._paired = any(document.text_pair is not None for document in training)
-        if self._teaching is None:
-            training, self.encoded = encoder.read(training, task.unit, cache=task.folder)
-            self.targets = self._labelled = targets(training, task.kind, task.labels)
-        else:
-            training = self._read_taught(training, self._teaching)
-        self._validation, self._encoded_validation = encoder.read(validation, task.unit, cache=task.folder)
+        shots, seed, encoder = self._asked["budget"]["shots"], self._asked["seed"], self.predictor.encoder
+        key = self.task.folder, self.task.fingerprint, shots, None if shots is None else seed, encoder.key
+        known = {} if known is None else known
+        if key not in known:
+            known[key] = self._read(*training_documents(self.task, shots, seed))
+        self._material = found = known[key]
         console.say(
-            f"{len(training):,} training documents, {int(self.encoded.pieces.sum()):,} pieces, "
-            f"{self.encoded.coverage:.1%} of them read in {sum(map(len, self.encoded.windows)):,} windows of up to "
+            f"{len(found.targets):,} training documents, {int(found.encoded.pieces.sum()):,} pieces, "
+            f"{found.encoded.coverage:.1%} of them read in {sum(map(len, found.encoded.windows)):,} windows of up to "
             f"{encoder.max_length}"
         )
         self._before += resident_bytes() - before
 
-    def _read_taught(self, labelled: list[Document], teaching: Teaching) -> list[Document]:
+    def _read(self, labelled: list[Document], validation: list[Document]) -> Material:
+        task, encoder = self.task, self.predictor.encoder
+        paired = any(document.text_pair is not None for document in labelled)
+        if self._teaching is None:
+            training, encoded = encoder.read(labelled, task.unit, cache=task.folder)
+            wanted = targets(training, task.kind, task.labels)
+        else:
+            encoded, wanted = self._read_taught(labelled, self._teaching)
+        validated = encoder.read(validation, task.unit, cache=task.folder)
+        return Material(encoded, wanted, len(labelled), paired, *validated)
+
+    def _read_taught(self, labelled: list[Document], teaching: Teaching) -> tuple[Encoded, list[np.ndarray]]:
         """Reads the documents with labels and those without, and asks the teacher about them."""
         task = self.task
         unlabelled, said = read_unlabelled(teaching, task, labelled)
         both = [*labelled, *unlabelled]
-        documents, self.encoded = self.predictor.encoder.read(both, task.unit)
-        self._labelled = targets(documents[: len(labelled)], task.kind, task.labels)
+        documents, encoded = self.predictor.encoder.read(both, task.unit)
         words = [len(document.words) for document in documents[len(labelled) :]]
-        self.targets = self._labelled + without_labels(words, task.kind)
+        wanted = targets(documents[: len(labelled)], task.kind, task.labels) + without_labels(words, task.kind)
         with untouched_generators():
-            self.soft = ask(teaching, task, both, self.encoded, said)
-        return documents
+            self.soft = ask(teaching, task, both, encoded, said)
+        return encoded, wanted
 
     def tokens(self) -> int | None:
         """Pieces of a micro-batch that fit into the memory asked for; None where none is.
@@ -197,7 +235,7 @@ class Run:
     def validate(self) -> dict[str, float]:
         """Every metric of the model as it is, on validation."""
         answers = self._answer_validation("validating")
-        scores = self.predictor.score(self._validation, answers.logits)
+        scores = self.predictor.score(answers.documents, answers.logits)
         score = scores[self.task.metric]
         if self._best is None or score > self._best.score:
             self._best = _Best(score, self._evaluations, answers)
@@ -205,9 +243,9 @@ class Run:
         return scores
 
     def _answer_validation(self, description: str) -> Answers:
-        predictor, encoded = self.predictor, self._encoded_validation
+        predictor, encoded = self.predictor, self._material.encoded_validation
         kept = self.activations.of(encoded, "validation") if self.activations is not None else None
-        return Answers(self._validation, predictor.logits(encoded, description, kept), encoded.coverage)
+        return Answers(self._material.validation, predictor.logits(encoded, description, kept), encoded.coverage)
 
     def _best_answers(self, result: Fit) -> Answers:
         """What the state that was kept answers on validation: known, but where training went on from a checkpoint."""
@@ -222,18 +260,22 @@ class Run:
         Raises:
             Interrupted: training was; the artifact holds the best state so far, without a test score.
         """
-        task = self.task
+        task, material = self.task, self._material
+        labelled = material.targets[: material.labelled]
         record = (
             task_record(task)
             | adapted_record(self.source, self.predictor, self.recipe)
             | self._asked
             | {
-                "training": training_record(result, len(self._labelled))
-                | {"per_label": label_counts(self._labelled, task.kind, task.labels)},
+                "training": training_record(result, len(labelled))
+                | {"per_label": label_counts(labelled, task.kind, task.labels)},
                 "machine": machine(),
                 "validation": clean(result.metrics) if result.best is not None else None,
-                "coverage": {"train": self.encoded.coverage, "validation": self._encoded_validation.coverage},
-                "text_pair": self._paired,
+                "coverage": {
+                    "train": material.encoded.coverage,
+                    "validation": material.encoded_validation.coverage,
+                },
+                "text_pair": material.paired,
                 "scoring": scoring(task, task.unit),
                 "test": None,
                 "distilled_from": None if self.soft is None else self.soft.record,

@@ -251,18 +251,11 @@ class Answers:
 
     def _read(self) -> tuple[Any, list[str], list[str]]:
         from posology.engine import predictions
-        from posology.engine.decode import softmax
-        from posology.evaluation.metrics import ClassificationScores, EntityScores
 
         if self._run.artifact is None:
             raise UserError("its artifact is not there", "Train it anew", self._run.key)
         read = predictions.read(self._run.artifact)
-        if read.counts is not None:
-            return EntityScores(read.counts), read.ids, read.groups
-        assert read.gold is not None
-        assert read.logits is not None
-        scores = ClassificationScores(read.gold, softmax(read.logits), ranked=self._run.metric in _RANKED)
-        return scores, read.ids, read.groups
+        return read.scores(ranked=self._run.metric in _RANKED), read.ids, read.groups
 
 
 class Book:

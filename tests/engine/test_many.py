@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import posology
 from posology.engine import company, many
+from posology.engine import run as run_module
 from posology.engine.run import Run
 from posology.errors import Interrupted, UserError
 from posology.tasks.prepared import PreparedTask
@@ -55,6 +56,19 @@ def test_each_ends_as_by_itself(runs: list[dict[str, Any]], tmp_path: Path, capf
         assert ours.keys() == theirs.keys()
         assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
         assert posology.evaluate(run["out"], run["data"])["metrics"] == result["metrics"]
+
+
+def test_each_corpus_is_read_once(runs: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, count = run_module.training_documents, []
+
+    def counted(task: PreparedTask, shots: int | None, seed: int) -> Any:
+        count.append((task.name, shots, None if shots is None else seed))
+        return read(task, shots, seed)
+
+    monkeypatch.setattr(run_module, "training_documents", counted)
+    few = [{**runs[3], "out": tmp_path / f"few-{seed}", "seed": seed, "shots": 2} for seed in (1, 2)]
+    posology.train_many([*runs[:4], *few])
+    assert len(count) == len(set(count)) == 4
 
 
 def test_watching_ends_a_run_and_results_come_one_by_one(runs: list[dict[str, Any]]) -> None:
@@ -129,8 +143,8 @@ def test_whatever_a_user_can_mend_fails_one_run_only(
 ) -> None:
     read = Run.read
 
-    def unreadable(self: Run) -> None:
-        read(self)
+    def unreadable(self: Run, *given: Any) -> None:
+        read(self, *given)
         if self.out.name == "a":
             raise UserError("cannot be read", "Mend it", self.out)
 
