@@ -27,7 +27,7 @@ from posology import console
 from posology.engine.adapted import Adapted
 from posology.engine.attention import Segments
 from posology.engine.batch import Batch, pack
-from posology.engine.checkpoint import untouched_generators
+from posology.engine.checkpoint import Checkpoint, untouched_generators
 from posology.engine.encode import Window
 from posology.engine.packed import Row
 from posology.engine.precision import Precision
@@ -53,6 +53,7 @@ class Member:
         validate: every metric of its model on validation.
         metric: the one that chooses the best state.
         leave: called when it is over, with its best weights in place where it has some; its argument says why it failed.
+        checkpoint: where to write checkpoints, entered.
         first_trained: `Adapted.first_trained`, which does not change.
     """
 
@@ -62,11 +63,18 @@ class Member:
     validate: Callable[[], Mapping[str, float]]
     metric: str
     leave: Callable[[UserError | None], None]
+    checkpoint: Checkpoint | None = None
     first_trained: int = field(init=False)
 
     def __post_init__(self) -> None:
         first = self.adapted.first_trained
         self.first_trained = len(self.adapted.layers) if first is None else first
+
+    def save(self) -> None:
+        """Writes a checkpoint, without the random generators, which are those of all runs in the process."""
+        if self.checkpoint is not None:
+            tensors, facts = self.training.state()
+            self.training.spend_on_checkpoint(self.checkpoint.write(tensors, {"training": facts}))
 
 
 class Part(NamedTuple):
@@ -103,7 +111,8 @@ class Company:
     def train(self, waiting: Iterable[Callable[[], Member | None]]) -> bool:
         """Trains runs until all are finished.
 
-        Ctrl-C and SIGTERM end it after the step they come in: runs under way then leave as they are, `interrupted`.
+        Ctrl-C and SIGTERM end it after the step they come in: runs under way then leave as they are, `interrupted`, with
+        checkpoints of that moment.
 
         Args:
             waiting: makes each run when there is room for it; None where it cannot be made.
@@ -113,18 +122,13 @@ class Company:
         """
         self._queue = iter(waiting)
         with Stop.deferred() as stop:
-            self._fill()
+            self._fill(stop)
             while self._members and not stop.asked:
                 self.step()
-                for member in list(self._members):
-                    if member.training.evaluation_due and not stop.asked:
-                        self._evaluate(member, stop)
-                finished = [member for member in self._members if member.training.finished and not stop.asked]
-                for member in finished:
-                    self._leave(member)
-                if not stop.asked:
-                    self._fill()
+                self._settle(stop)
+                self._fill(stop)
             for member in list(self._members):  # only where it was stopped
+                member.save()
                 member.training.fit.stopped = "interrupted"
                 self._leave(member)
         return stop.asked
@@ -137,14 +141,33 @@ class Company:
             self._members.append(member)
         self._share()
 
-    def _fill(self) -> None:
+    def _fill(self, stop: Stop) -> None:
         """Lets waiting runs enter while there is room."""
         entering: list[Member] = []
-        while len(self._members) + len(entering) < self._at_once and (make := next(self._queue, None)) is not None:
+        while (
+            not stop.asked
+            and len(self._members) + len(entering) < self._at_once
+            and (make := next(self._queue, None)) is not None
+        ):
             if (member := make()) is not None:
                 entering.append(member)
         if entering:
             self.enter(entering)
+            self._settle(stop)  # one that goes on from a checkpoint may be over
+            self._fill(stop)
+
+    def _settle(self, stop: Stop) -> None:
+        """What is due between two steps: evaluations, checkpoints, and the end of runs that have come to it."""
+        for member in list(self._members):
+            if stop.asked:
+                return
+            evaluated = member.training.evaluation_due
+            if evaluated and not self._evaluate(member, stop):
+                continue
+            if member.training.finished:
+                self._leave(member)
+            elif member.checkpoint is not None and member.checkpoint.due(evaluated=evaluated):
+                member.save()
 
     def _share(self) -> None:
         for number, layer in enumerate(self._carrier.layers):
@@ -156,23 +179,25 @@ class Company:
         member.training.restore_best()
         member.leave(error)
 
-    def _evaluate(self, member: Member, stop: Stop) -> None:
+    def _evaluate(self, member: Member, stop: Stop) -> bool:
+        """Whether it could be evaluated: not where it was stopped meanwhile, nor where its metric is undefined."""
         begin = time.perf_counter()
         try:
             with stop.at_once(), untouched_generators():
                 metrics = member.validate()
         except KeyboardInterrupt:
             stop.asked = True
-            return
+            return False
         try:
             member.training.record(metrics, member.metric, time.perf_counter() - begin)
         except UserError as error:
             self._leave(member, error)
-            return
+            return False
         last = member.training.fit.evaluations[-1]
         console.say(
             f"{member.name}: epoch {last['epoch']:.3g}, loss {last['loss']:.3f}, validation {last['score']:.4f}"
         )
+        return True
 
     def step(self) -> None:
         """One step of every run."""

@@ -19,6 +19,7 @@ from posology.errors import UserError
 _INPUTS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _BLOCK_CHARACTERS, _BLOCK_DOCUMENTS = 2**21, 2**14
 """What is read, answered and written at a time: enough to sort texts by length, little beside any model."""
+_ID = "id"
 _ROWS_AHEAD = 1000
 """Rows that tell the columns of JSON Lines."""
 _BYTES_AT_ONCE = 2**20
@@ -66,6 +67,7 @@ class Inputs:
         drop_empty: leave out rows without text.
         strict: read everything beforehand, and refuse all where a row cannot be read; else such rows are rejected one by
             one.
+        guess_id: where no column of the id is named, take the one that is called id; rows that have none are numbered.
 
     Attributes:
         documents: how many there are; None where that is not known beforehand.
@@ -84,9 +86,10 @@ class Inputs:
         quoting: bool = True,
         drop_empty: bool = False,
         strict: bool = False,
+        guess_id: bool = False,
     ):
         self.source, self._encoding, self._quoting, self._drop_empty = source, encoding, quoting, drop_empty
-        self._strict = strict
+        self._strict, self._guess_id = strict, guess_id
         self.paths: list[Path] | None = None
         self._columns, self._format = columns, ""
         self.documents: int | None = None
@@ -208,6 +211,7 @@ class Inputs:
             try:
                 found = tabular.document(record, number, self._columns, name=name, drop_empty=self._drop_empty)
                 if found is not None:
+                    found.id = self._id(record) or found.id
                     _check_characters(found, self._encoding)
             except UserError as error:
                 if self._strict:
@@ -225,7 +229,8 @@ class Inputs:
             return Rejected(number, path.stem, path.name, error.problem)
 
     def _id(self, record: tabular.Record) -> str | None:
-        value = record.values.get(self._columns.id) if self._columns.id else None
+        column = self._columns.id or (_ID if self._guess_id else None)
+        value = record.values.get(column) if column else None
         readable = isinstance(value, str | int) and not isinstance(value, bool)
         return str(value) if readable and len(str(value)) <= tabular.LONGEST_NAME else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from posology import console
 from posology.engine.activations import Activations, Kept, answers, frozen_layers, widened
 from posology.engine.adapted import Adapted
 from posology.engine.batch import cut
-from posology.engine.checkpoint import Checkpoint, generators, restore_generators, untouched_generators
+from posology.engine.checkpoint import Checkpoint, State, generators, restore_generators, untouched_generators
 from posology.engine.encode import Encoded
 from posology.engine.precision import Precision
 from posology.engine.recipe import Recipe
@@ -74,7 +73,8 @@ def fit(
         adapted, encoded, targets, recipe, precision, seed=seed, budget=budget, watch=watch, soft=soft
     )
     torch.manual_seed(seed)
-    facts = _resume(training, checkpoint, recipe.epochs)
+    tensors, facts = resume(training, checkpoint, recipe.epochs)
+    restore_generators(tensors)
     tokens = facts.get("token_budget") or token_budget or TOKEN_BUDGET
     kept = None
     if activations is not None and facts.get("activations", True) and not training.finished:
@@ -217,18 +217,21 @@ def _write(checkpoint: Checkpoint, training: Training, token_budget: int, kept: 
     training.spend_on_checkpoint(seconds)
 
 
-def _resume(training: Training, checkpoint: Checkpoint | None, epochs: int) -> dict[str, Any]:
-    """Continues from a checkpoint, if there is one that fits, and gives its facts."""
+def resume(training: Training, checkpoint: Checkpoint | None, epochs: int) -> State:
+    """Continues a training from its checkpoint, if there is one that fits.
+
+    Returns:
+        What was read: the state of the random generators is among the tensors where it was kept. Empty where there is none.
+    """
     found = checkpoint.read() if checkpoint is not None else None
     if found is None:
-        return {}
+        return {}, {}
     tensors, facts = found
     training.load_state(tensors, facts["training"])
-    restore_generators(tensors)
     training.fit.resumed += 1
     done = training.fit
     console.say(
         f"continuing from the checkpoint of step {done.steps:,} (epoch {training.epoch + 1} of {epochs}, "
         f"{done.seconds:,.0f} s); --fresh would start over"
     )
-    return facts
+    return found

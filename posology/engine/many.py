@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,15 +14,16 @@ from posology import console
 from posology.engine import artifact as artifacts
 from posology.engine import company
 from posology.engine.backbone import Source, load_config, resolve
+from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint, OtherSettings
 from posology.engine.company import Company, Member
-from posology.engine.loop import make_training
+from posology.engine.loop import make_training, resume
 from posology.engine.methods import check_method
 from posology.engine.predictor import Predictor
 from posology.engine.recipe import Recipe, make_recipe
 from posology.engine.run import Material, Run, build
 from posology.engine.stopping import interruptible
-from posology.engine.train import train
-from posology.engine.training import Watch
+from posology.engine.train import train, unfinished
+from posology.engine.training import Diverged, Watch
 from posology.errors import Interrupted, UserError
 from posology.files import check_free
 from posology.tasks.prepared import PreparedTask
@@ -56,6 +58,7 @@ def train_many(
     *,
     at_once: int = AT_ONCE,
     overwrite: bool = False,
+    checkpoint_seconds: float = EVERY_SECONDS,
     watch: Callable[[int, dict[str, float]], bool] | None = None,
     done: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -68,7 +71,8 @@ def train_many(
     Args:
         runs: for each the arguments of `train` by their names: `data` and `out`, and what differs from its defaults.
         at_once: runs that keep company, at most.
-        overwrite: replace existing folders.
+        overwrite: replace existing folders, and drop checkpoints that were made with other settings.
+        checkpoint_seconds: as in `train`.
         watch: `watch` of `train`, which is told too which run it is: its place in `runs`.
         done: is called with the place and the result of each run as soon as that is there, failed ones included.
 
@@ -78,7 +82,8 @@ def train_many(
 
     Raises:
         UserError: one of the runs cannot be; nothing is trained.
-        Interrupted: stopped by the user or by SIGTERM; the runs under way hold their best states so far.
+        Interrupted: stopped by the user or by SIGTERM; the runs under way hold their best states so far, and go on when
+            they are asked for again.
     """
     asked = [_asked(number, run) for number, run in enumerate(runs)]
     if len({run.out.absolute() for run in asked}) < len(asked):
@@ -86,10 +91,10 @@ def train_many(
     if at_once < 1:
         raise UserError(f"{at_once} runs at once are none", "Give a number from 1", "at_once")
     for run in asked:
-        check_free(run.out, marker=artifacts.RECORD, overwrite=overwrite)
+        check_free(run.out, marker=artifacts.RECORD, overwrite=overwrite or unfinished(run.out))
         check_method(run.method)
         PreparedTask.open(run.data)
-    session = _Session(overwrite, at_once, watch, done)
+    session = _Session(overwrite, at_once, checkpoint_seconds, watch, done)
     with interruptible():
         for group in _grouped(asked):
             session.train(group)
@@ -149,10 +154,12 @@ class _Session:
         self,
         overwrite: bool,
         at_once: int,
+        checkpoint_seconds: float,
         watch: Callable[[int, dict[str, float]], bool] | None,
         done: Callable[[int, dict[str, Any]], None] | None,
     ):
-        self._overwrite, self._at_once, self._watch, self._done = overwrite, at_once, watch, done
+        self._overwrite, self._at_once, self._every = overwrite, at_once, checkpoint_seconds
+        self._watch, self._done = watch, done
         self._material: dict[Hashable, Material] = {}
         self.results: dict[int, dict[str, Any]] = {}
 
@@ -165,13 +172,15 @@ class _Session:
             return
         console.say(f"{len(group)} runs on {group[0][1].backbone} keep company, up to {self._at_once} at once")
         stopped: list[int] = []
-        waiting = (functools.partial(self._member, number, run, stopped) for number, run in group)
-        if Company(carrier.adapted, carrier.precision, at_once=self._at_once).train(waiting):
+        with contextlib.ExitStack() as locks:
+            waiting = (functools.partial(self._member, number, run, stopped, locks) for number, run in group)
+            interrupted = Company(carrier.adapted, carrier.precision, at_once=self._at_once).train(waiting)
+        if interrupted:
             begun = {*self.results, *stopped}
             left = sum(number not in begun for number, _ in group)
             raise Interrupted(
-                f"{len(self.results)} runs are done; {len(stopped)} hold their best state so far, not scored on test; "
-                f"{left} were not begun"
+                f"{len(self.results)} runs are done; {len(stopped)} hold their best state so far, not scored on test, and "
+                f"go on when they are asked for again; {left} were not begun"
             )
 
     def _carrier(self, run: Asked) -> Predictor:
@@ -180,23 +189,36 @@ class _Session:
         return build(PreparedTask.open(run.data), source, "head", recipe, 0)
 
     def _alone(self, number: int, run: Asked) -> None:
+        options: dict[str, Any] = {
+            "overwrite": self._overwrite,
+            "checkpoint_seconds": self._every,
+            "watch": self._watched(number),
+        }
         try:
-            result = train(**dict(run), overwrite=self._overwrite, watch=self._watched(number))
+            try:
+                result = train(**dict(run), **options)
+            except OtherSettings:
+                if not self._overwrite:
+                    raise
+                result = train(**dict(run), **options, fresh=True)
         except UserError as error:
             self._fail(number, run, error)
         else:
             self._finish(number, result)
 
-    def _member(self, number: int, run: Asked, stopped: list[int]) -> Member | None:
+    def _member(self, number: int, run: Asked, stopped: list[int], locks: contextlib.ExitStack) -> Member | None:
         """A run, ready to train; None where it has failed already."""
         try:
-            return self._opened(number, run, stopped)
+            return self._opened(number, run, stopped, locks)
         except UserError as error:
             self._fail(number, run, error)
             return None
 
-    def _opened(self, number: int, run: Asked, stopped: list[int]) -> Member:
-        """A run, loaded; its result goes into `results` when it leaves, or its number into `stopped`."""
+    def _opened(self, number: int, run: Asked, stopped: list[int], locks: contextlib.ExitStack) -> Member:
+        """A run, loaded; its result goes into `results` when it leaves, or its number into `stopped`.
+
+        Its checkpoint is entered until `locks` are.
+        """
         source, task = resolve(run.backbone), PreparedTask.open(run.data)
         budget = {
             "max_seconds": run.max_seconds,
@@ -206,7 +228,9 @@ class _Session:
         }
         asked = {"recipe_name": run.recipe, "seed": run.seed, "budget": budget}
         recipe = _recipe(run, source)
-        opened = Run(task, source, run.method, recipe, run.out, asked, overwrite=self._overwrite)
+        overwrite = self._overwrite or unfinished(run.out)
+        opened = Run(task, source, run.method, recipe, run.out, asked, overwrite=overwrite)
+        checkpoint = self._checkpoint(run.out, opened, locks)
         opened.read(self._material)
         adapted, precision = opened.predictor.adapted, opened.predictor.precision
         training = make_training(
@@ -219,9 +243,12 @@ class _Session:
             budget=opened.budget,
             watch=self._watched(number),
         )
+        resume(training, checkpoint, recipe.epochs)
 
         def leave(error: UserError | None) -> None:
             if error is not None:
+                if isinstance(error, Diverged):
+                    checkpoint.remove()  # it would only diverge again
                 self._fail(number, run, error)
                 return
             try:
@@ -231,9 +258,20 @@ class _Session:
             except Interrupted:
                 stopped.append(number)
             else:
+                checkpoint.remove()
                 self._finish(number, result)
 
-        return Member(run.out.name, adapted, training, opened.validate, task.metric, leave)
+        return Member(run.out.name, adapted, training, opened.validate, task.metric, leave, checkpoint)
+
+    def _checkpoint(self, out: Path, run: Run, locks: contextlib.ExitStack) -> Checkpoint:
+        """Of a run, entered."""
+        settings = run.settings()
+        try:
+            return locks.enter_context(Checkpoint(out, settings, every=self._every))
+        except OtherSettings:
+            if not self._overwrite:
+                raise
+        return locks.enter_context(Checkpoint(out, settings, every=self._every, fresh=True))
 
     def _watched(self, number: int) -> Watch | None:
         return None if self._watch is None else functools.partial(self._watch, number)

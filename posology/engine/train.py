@@ -103,7 +103,7 @@ def train(
     """
     out = Path(out)
     _check_budgets(seed, max_seconds, evaluate_seconds, checkpoint_seconds)
-    overwrite = overwrite or _unfinished(out, fresh)
+    overwrite = overwrite or unfinished(out, fresh)
     check_free(out, marker=artifacts.RECORD, overwrite=overwrite)
     task = PreparedTask.open(data)
     check_method(method)
@@ -237,7 +237,7 @@ def _train_baseline(
     )
 
 
-def _unfinished(out: Path, fresh: bool) -> bool:
+def unfinished(out: Path, fresh: bool = False) -> bool:
     """Whether `out` is what an interrupted run left, and this run goes on from there or starts over."""
     if not (fresh or left_behind(out)) or not os.path.isfile(out / artifacts.RECORD):
         return False

@@ -29,6 +29,7 @@ from posology.pretrain.loop import TOKEN_BUDGET, Pretraining, run
 from posology.pretrain.masking import Masker
 from posology.pretrain.mlm import MaskedModel, load_masked, merged, weights_of
 from posology.pretrain.perplexity import HeldOut, change, held_out_windows, measure
+from posology.pretrain.record import learning, reading, settings
 from posology.pretrain.store import Reading, Store, count_words, open_store
 from posology.pretrain.vocabulary import extend, new_words
 from posology.tasks.prepared import PreparedTask
@@ -149,8 +150,7 @@ def pretrain(
         try:
             count = steps or math.ceil((epochs or _EPOCHS) * len(work.store.training) / batch_size)
             asked = {"steps": count, "max_seconds": max_seconds, "extend_vocabulary": extend_vocabulary}
-            settings = work.settings() | asked
-            with Checkpoint(out, settings, every=checkpoint_seconds, fresh=fresh) as checkpoint:
+            with Checkpoint(out, work.settings() | asked, every=checkpoint_seconds, fresh=fresh) as checkpoint:
                 record = work.train(count, max_seconds, checkpoint)
                 training = record["training"]
                 cost = {"value": training["seconds"] / 3600 * hourly.per_hour, "currency": hourly.currency}
@@ -212,18 +212,12 @@ class _Work:
 
     def settings(self) -> dict[str, Any]:
         """All that the weights at the end depend on."""
+        shared = settings(self.store, self.source, self.recipe, self.precision, held_out=self.held_out, seed=self.seed)
         return {
-            "data": self.store.facts["fingerprint"],
-            "excluded": self.store.facts["excluded"],
+            **shared,
             "backbone": self.source.title,
-            "weights": self.source.fingerprint,
             "method": self.method,
             "mask_rate": self.mask_rate,
-            "held_out": self.held_out,
-            "seed": self.seed,
-            **self.recipe.model_dump(mode="json", include={"learning_rate", "batch_size", "max_length"}),
-            "device": self.precision.device.type,
-            "bf16": self.precision.bf16,
             **versions("torch", "transformers", "peft", "tokenizers"),
         }
 
@@ -274,25 +268,13 @@ class _Work:
 
     def _record(self, training: Pretraining, measured: dict[str, HeldOut]) -> dict[str, Any]:
         facts, progress = self.store.facts, training.progress
-        evaluation = facts["evaluation"]
-        if evaluation is not None:
-            named = [{"name": task.name, "fingerprint": task.fingerprint} for task in self.tasks]
-            evaluation = evaluation | {"tasks": named}
         reference = measured.get("with_new_head", measured["before"])
         return {
             "pretraining": f"masked words ({self.method})",
             "parent": self.source.fingerprint,
             "parent_name": self.source.title,
             "parameters": self.model.backbone_parameters,
-            "corpus": facts["fingerprint"],
-            "documents": {
-                "all": facts["documents"],
-                "training": facts["training"]["documents"],
-                "held_out": facts["held"]["documents"],
-            },
-            "dropped": facts["dropped"],
-            "excluded": facts["excluded"],
-            "evaluation": evaluation,
+            **reading(self.store, self.tasks),
             "perplexity": {name: own.perplexity for name, own in measured.items()},
             "held_out": {
                 "documents": len(reference.counts),
@@ -309,7 +291,7 @@ class _Work:
                 "method": self.method,
                 "mask_rate": self.mask_rate,
                 "seed": self.seed,
-                **self.recipe.model_dump(mode="json", include={"learning_rate", "batch_size", "max_length"}),
+                **learning(self.recipe),
                 "epochs": progress.steps * self.recipe.batch_size / facts["training"]["windows"],
                 "precision": self.precision.reason,
             },

@@ -32,6 +32,7 @@ from posology.pretrain.imitation import Imitation, Losses, Whole, held_out_windo
 from posology.pretrain.loop import run
 from posology.pretrain.masking import Masker
 from posology.pretrain.mlm import load_masked, weights_of
+from posology.pretrain.record import learning, reading, settings
 from posology.pretrain.store import Reading, open_store
 from posology.pretrain.student import chosen_layers, copy_of, student_config, watched
 from posology.tasks.prepared import PreparedTask
@@ -164,8 +165,8 @@ def distil_backbone(
         work.read(sources)
         try:
             count = _steps(steps, epochs, len(work.store.training), batch_size)
-            settings = work.settings() | {"steps": count, "max_seconds": max_seconds}
-            with Checkpoint(out, settings, every=checkpoint_seconds, fresh=fresh) as checkpoint:
+            asked = {"steps": count, "max_seconds": max_seconds}
+            with Checkpoint(out, work.settings() | asked, every=checkpoint_seconds, fresh=fresh) as checkpoint:
                 record = work.train(count, max_seconds, checkpoint)
                 record = record | {"domain": domain or lineage(source).domain}
                 work.write(record, overwrite)
@@ -228,18 +229,12 @@ class _Work:
 
     def settings(self) -> dict[str, Any]:
         """All that the weights at the end depend on."""
+        shared = settings(self.store, self.source, self.recipe, self.precision, held_out=self.held_out, seed=self.seed)
         return {
-            "data": self.store.facts["fingerprint"],
-            "excluded": self.store.facts["excluded"],
-            "weights": self.source.fingerprint,
+            **shared,
             "layers": self.layers,
             "width": self.width,
             **self.losses._asdict(),
-            "held_out": self.held_out,
-            "seed": self.seed,
-            **self.recipe.model_dump(mode="json", include={"learning_rate", "batch_size", "max_length"}),
-            "device": self.precision.device.type,
-            "bf16": self.precision.bf16,
             **versions("torch", "transformers", "tokenizers"),
         }
 
@@ -279,10 +274,6 @@ class _Work:
         return self._record(training, measured, len(held))
 
     def _record(self, training: Imitation, measured: dict[str, dict[str, float]], held: int) -> dict[str, Any]:
-        facts, evaluation = self.store.facts, self.store.facts["evaluation"]
-        if evaluation is not None:
-            named = [{"name": task.name, "fingerprint": task.fingerprint} for task in self.tasks]
-            evaluation = evaluation | {"tasks": named}
         before = lineage(self.source).pretraining
         config = self.student.base.config
         return {
@@ -295,21 +286,13 @@ class _Work:
             "parameters": self.student.backbone_parameters,
             "teacher_parameters": self.teacher.backbone_parameters,
             "losses": measured,
-            "corpus": facts["fingerprint"],
-            "documents": {
-                "all": facts["documents"],
-                "training": facts["training"]["documents"],
-                "held_out": facts["held"]["documents"],
-                "compared_texts": held,
-            },
-            "dropped": facts["dropped"],
-            "excluded": facts["excluded"],
-            "evaluation": evaluation,
+            "compared_texts": held,
+            **reading(self.store, self.tasks),
             "training": {
                 **vars(training.progress),
                 **self.losses._asdict(),
                 "seed": self.seed,
-                **self.recipe.model_dump(mode="json", include={"learning_rate", "batch_size", "max_length"}),
+                **learning(self.recipe),
                 "precision": self.precision.reason,
             },
             "machine": machine(),

@@ -55,7 +55,8 @@ def predict(
         out: .jsonl, .csv or .parquet.
         also: a further artifact that answers the same documents; may be given several times.
         text: column of the text; guessed where only one is called text, sentence or note.
-        id: column of the id; rows are numbered without it. In a folder the file's name is the id.
+        id: column of the id; by default the one called id. Rows without one are numbered, and in a folder the file's name is
+            the id.
         text_pair: column of a second text.
         encoding: of text files.
         quoting: whether double quotes enclose fields of CSV and TSV.
@@ -81,7 +82,7 @@ def predict(
     names = _names(folders)
     columns = tabular.Columns(text=text, id=id, text_pair=text_pair)
     reading: dict[str, Any] = {"encoding": encoding, "quoting": quoting, "drop_empty": drop_empty, "strict": strict}
-    inputs = Inputs(source, columns, **reading)
+    inputs = Inputs(source, columns, guess_id=True, **reading)
     models = [load_any(folder, backbone=backbone) for folder in folders]
     for folder, model in zip(folders, models, strict=True):
         check_pairs(model, inputs.paired, folder)

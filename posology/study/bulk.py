@@ -63,7 +63,7 @@ def predict_files(
         memory: bytes of one worker.
         suffix: of the answers: .jsonl, .csv or .parquet.
         text: column of the text, as in `predict`, and so are the others below.
-        id: column of identifiers.
+        id: column of identifiers; by default the one called id.
         text_pair: column of the second text.
         encoding: of the inputs.
         quoting: whether quotes mean something in CSV and TSV.
@@ -172,7 +172,7 @@ class _FilePredictor:
             self._readers = Readers([load(settings["artifact"], backbone=settings["backbone"])])
         (model,) = self._readers.models
         with_text = options.pop("with_text")
-        inputs = Inputs(source, Columns(**settings["columns"]), **options, strict=True)
+        inputs = Inputs(source, Columns(**settings["columns"]), **options, strict=True, guess_id=True)
         check_pairs(model, inputs.paired, settings["artifact"])
         names = [settings["artifact"].name]
         # Artifact and options are those of the whole folder. A file whose worker died goes on where it was.

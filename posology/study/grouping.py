@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from posology.engine.checkpoint import left_behind
 from posology.engine.company import METHODS
 from posology.engine.many import Asked, company_key
 from posology.study.executor import Job
@@ -19,16 +18,15 @@ AT_ONCE = 16
 def in_company(jobs: Sequence[Job], workers: int = 1) -> list[list[Job]]:
     """Groups of jobs for one worker each, in the order of the first of each; most groups hold one job.
 
-    Runs on the same frozen backbone are put together, spread over the workers. Not those with checkpoints to go on
-    from, which company does not read; nor those with a teacher; nor those whose first layers nobody trains: alone they
-    run these once for all epochs.
+    Runs on the same frozen backbone are put together, spread over the workers. Not those with a teacher; nor those whose
+    first layers nobody trains: alone they run these once for all epochs.
     """
     groups: dict[Any, list[Job]] = {}
     for number, job in enumerate(jobs):
         key = None
         frozen = job.cell.method == "head" or "top_layers" in job.cell.overrides
         alone = frozen or job.cell.max_memory or job.cell.distilled_from
-        if job.cell.method in METHODS and not (alone or left_behind(job.out)):
+        if job.cell.method in METHODS and not alone:
             key = company_key(Asked(**job.cell.model_dump(exclude=NOT_IN_COMPANY), out=job.out))
         groups.setdefault(number if key is None else key, []).append(job)
     found = []

@@ -44,7 +44,7 @@ class LocalExecutor:
         workers: processes; by default one for each GPU, or one, which uses all processors.
         company: whether runs on the same frozen backbone train together, which is faster for small models on short
             texts. Their results are then equal but for rounding and for the random numbers of dropout, and not bit for
-            bit; and runs in company write no checkpoints.
+            bit.
     """
 
     def __init__(self, workers: int | None = None, *, company: bool = True):

@@ -119,7 +119,7 @@ def carry_out_company(
     Arguments as in `carry_out_job`. Energy is measured of those only that train by themselves in the end.
 
     Raises:
-        Interrupted: SIGTERM came; runs that were not done start over the next time.
+        Interrupted: SIGTERM came; checkpoints are kept.
     """
     waiting = []
     for job in jobs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 import posology
 from posology.engine import company, many
 from posology.engine import run as run_module
+from posology.engine.artifact import read_record
+from posology.engine.checkpoint import left_behind
 from posology.engine.run import Run
 from posology.errors import Interrupted, UserError
 from posology.tasks.prepared import PreparedTask
@@ -182,16 +185,62 @@ def test_outputs_must_differ_and_be_free(runs: list[dict[str, Any]], tmp_path: P
         posology.train_many(runs[:2])
 
 
-def test_a_signal_leaves_what_was_reached(runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_leaves_what_was_reached_and_the_others_go_on_from_there(
+    runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = [posology.train(**{**run, "out": tmp_path / "alone" / run["out"].name}) for run in runs[:4]]
+    stop_at(monkeypatch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="hold their best state so far, not scored on test, and go on"):
+        posology.train_many(runs[:4])
+    left = [number for number, run in enumerate(runs[:4]) if left_behind(run["out"])]
+    assert 0 in left and posology.load(runs[0]["out"]) is not None
+    assert all(read_record(run["out"])["test"] is not None for run in runs[:4] if not left_behind(run["out"]))
+    monkeypatch.undo()
+    capfd.readouterr()
+    # The first in company again, the last by itself: either goes on from the same kind of checkpoint.
+    results = [*posology.train_many([runs[number] for number in left[:-1]]), posology.train(**runs[left[-1]])]
+    assert capfd.readouterr().err.count("continuing from the checkpoint") == len(left) > 2
+    for number, result in zip(left, results, strict=True):
+        assert result["training"]["resumed"] == 1 and not left_behind(runs[number]["out"])
+        assert steps_of(result) == steps_of(alone[number])
+        ours, theirs = weights(runs[number]["out"]), weights(Path(alone[number]["artifact"]))
+        assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
+
+
+def test_a_company_that_dies_loses_no_step_that_was_kept(
+    runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def die() -> None:
+        raise RuntimeError("no memory left")
+
+    stop_at(monkeypatch, 5, die)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        posology.train_many(runs[:3], checkpoint_seconds=0)
+    monkeypatch.undo()
+    posology.train(**{**runs[0], "out": tmp_path / "alone", "fresh": True})
+    other = {**runs[2], "seed": 7}
+    results = posology.train_many([*runs[:2], other])
+    assert [result.get("training", {}).get("resumed") for result in results] == [1, 1, None]
+    assert "made with other settings: seed 3, now 7" in results[2]["failed"]
+    assert steps_of(results[0]) > 5
+    ours, theirs = weights(runs[0]["out"]), weights(tmp_path / "alone")
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
+    (result,) = posology.train_many([other], overwrite=True)
+    assert result["training"]["resumed"] == 0 and result["seed"] == 7
+
+
+def steps_of(result: dict[str, Any]) -> int:
+    return int(result["training"]["evaluations"][-1]["step"])
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, steps: int, what: Callable[[], None]) -> None:
+    """Does something after so many steps of a company."""
     step, count = company.Company.step, []
 
-    def interrupted(self: company.Company) -> None:
+    def counted(self: company.Company) -> None:
         step(self)
         count.append(1)
-        if len(count) == 6:
-            signal.raise_signal(signal.SIGTERM)
+        if len(count) == steps:
+            what()
 
-    monkeypatch.setattr(company.Company, "step", interrupted)
-    with pytest.raises(Interrupted, match="hold their best state so far"):
-        posology.train_many(runs[:4])
-    assert posology.load(runs[0]["out"]) is not None
+    monkeypatch.setattr(company.Company, "step", counted)

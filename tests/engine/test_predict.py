@@ -440,6 +440,16 @@ def test_bad_rows_go_aside_and_the_others_are_answered(
     assert not (tmp_path / "none.jsonl").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_ids_are_those_of_the_column_that_is_called_so(runs: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    given = [{"id": 7}, {"id": "seven"}, {}, {"id": None}, {"id": ""}, {"id": ["a"]}, {"id": "long " * 40}]
+    path.write_text("\n".join(json.dumps({"text": "fever"} | row) for row in given))
+    posology.predict(runs["words"], path, tmp_path / "out.jsonl")
+    assert [row["id"] for row in rows(tmp_path / "out.jsonl")] == ["7", "seven", *(f"in-{row}" for row in range(3, 8))]
+    with pytest.raises(UserError, match=r"no row with text that can be read|in.jsonl:3: column 'id' is empty"):
+        posology.predict(runs["words"], path, tmp_path / "named.jsonl", id="id", strict=True)
+
+
 def test_bad_rows_of_csv_and_files_of_a_folder_go_aside(runs: dict[str, Path], tmp_path: Path) -> None:
     table, folder = tmp_path / "in.csv", tmp_path / "notes"
     table.write_text('id,text\n1,fever\n2,a,b\n3,x"y" z\n4,"a"b\n5,pain\n')

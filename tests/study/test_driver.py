@@ -28,7 +28,7 @@ from posology.study.executor import Event, Job
 from posology.study.grouping import in_company
 from posology.study.ledger import Ledger
 from posology.study.local import LocalExecutor
-from posology.study.work import carry_out_job, finished
+from posology.study.work import carry_out_company, carry_out_job, finished
 from posology.tasks.prepared import PreparedTask
 from tests.study.driving import make_cells
 
@@ -316,3 +316,12 @@ def test_a_checkpoint_of_other_settings_is_begun_anew(cells: list[Cell], tmp_pat
     with Checkpoint(job.out, settings, every=0) as checkpoint:
         checkpoint.write({"weight": torch.zeros(1)}, {})
     assert carry_out_job(job, lambda event: None).state == "done"
+
+
+def test_such_a_checkpoint_is_begun_anew_in_company_too(cells: list[Cell], tmp_path: Path) -> None:
+    jobs = [Job(cell.key(), cell, tmp_path / cell.method) for cell in (cells[0], cells[2])]
+    with Checkpoint(jobs[0].out, {"made by": "another version"}, every=0) as checkpoint:
+        checkpoint.write({"weight": torch.zeros(1)}, {})
+    events: list[Event] = []
+    carry_out_company(jobs, events.append)
+    assert [event.key for event in events if event.state == "done"] == [job.key for job in jobs]
