@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--notes", type=int, default=None, help="notes of specialty11; all by default")
     parser.add_argument("--epochs", type=float, default=3.0, help="of pre-training")
     parser.add_argument("--steps", type=int, default=None, help="of pre-training, in place of epochs")
+    parser.add_argument("--batch-size", type=int, default=32, help="of pre-training")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of pre-training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--corpora", nargs="*", default=["mts-dialog", "ncbi-disease"])
@@ -58,7 +59,8 @@ def main() -> None:
     rows = [perplexity_row(way, own) for way, own in backbones.items()]
     rows += compare(tasks, backbones, arguments, folder)
     path = HERE / "results" / f"{arguments.out}.json"
-    write_json(path, result(rows, started, seeds=arguments.seeds))
+    sizes = {"train": arguments.train, "test": arguments.test, "task_epochs": arguments.task_epochs}
+    write_json(path, result(rows, started, backbone=arguments.backbone, seeds=arguments.seeds, **sizes))
     path.with_suffix(".md").write_text(table(rows), encoding="utf-8")
     print(table(rows))
 
@@ -106,7 +108,7 @@ def pretrain(
         length = {"steps": arguments.steps} if arguments.steps else {"epochs": arguments.epochs}
         excluded = [*tasks.values(), prepared("specialty11")]
         run(texts[0], also=list(texts[1:]), backbone=arguments.backbone, out=out, method=way, seed=seed,
-            exclude=excluded, held_out=0.05, **length)  # fmt: skip
+            exclude=excluded, held_out=0.05, batch_size=arguments.batch_size, **length)  # fmt: skip
     return out
 
 
