@@ -65,6 +65,7 @@ class Checkpoint:
         self._every, self._fresh = every, fresh
         self._file = self.folder / _STATE
         self._lock: int | None = None
+        self._entered = False
         self._written_at, self._took, self._warned = time.monotonic(), 0.0, False
 
     def __enter__(self) -> Checkpoint:
@@ -86,12 +87,19 @@ class Checkpoint:
         except BaseException:
             self._release()
             raise
+        self._entered = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if not self.exists:
-            self.remove()
-        self._release()
+        self.close()
+
+    def close(self) -> None:
+        """Gives the lock back, once; what there is to continue from stays."""
+        if self._entered:
+            self._entered = False
+            if not self.exists:
+                self.remove()
+            self._release()
 
     @property
     def exists(self) -> bool:
@@ -120,16 +128,17 @@ class Checkpoint:
             raise _cannot_read(self._file, error) from error
         return tensors, facts
 
-    def due(self, *, evaluated: bool = False) -> bool:
+    def due(self, *, evaluated: bool = False, waiting: int = 1) -> bool:
         """Whether it is time to write: after `every` seconds, and after evaluations, but writing takes a small share.
 
         Args:
             evaluated: whether an evaluation has just been made.
+            waiting: how many runs wait while one of them writes.
         """
         if self._every == 0:
             return True
         wait = min(self._every, _WORTH_SECONDS) if evaluated else self._every
-        return time.monotonic() - self._written_at >= max(wait, _SHARE * self._took)
+        return time.monotonic() - self._written_at >= max(wait, _SHARE * self._took * waiting)
 
     def write(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> float:
         """Replaces what was written last. Where that fails the old one stays; it is said once, and no error.

@@ -70,6 +70,10 @@ class Member:
         first = self.adapted.first_trained
         self.first_trained = len(self.adapted.layers) if first is None else first
 
+    def save_due(self, evaluated: bool, members: int) -> bool:
+        """Whether it is time for a checkpoint, as one of so many runs that all wait for it."""
+        return self.checkpoint is not None and self.checkpoint.due(evaluated=evaluated, waiting=members)
+
     def save(self) -> None:
         """Writes a checkpoint, without the random generators, which are those of all runs in the process."""
         if self.checkpoint is not None:
@@ -127,8 +131,10 @@ class Company:
                 self.step()
                 self._settle(stop)
                 self._fill(stop)
-            for member in list(self._members):  # only where it was stopped
+            # Only where it was stopped. All checkpoints come first: whoever stops it may not wait for the artifacts.
+            for member in self._members:
                 member.save()
+            for member in list(self._members):
                 member.training.fit.stopped = "interrupted"
                 self._leave(member)
         return stop.asked
@@ -159,15 +165,20 @@ class Company:
     def _settle(self, stop: Stop) -> None:
         """What is due between two steps: evaluations, checkpoints, and the end of runs that have come to it."""
         for member in list(self._members):
-            if stop.asked:
-                return
-            evaluated = member.training.evaluation_due
-            if evaluated and not self._evaluate(member, stop):
-                continue
-            if member.training.finished:
-                self._leave(member)
-            elif member.checkpoint is not None and member.checkpoint.due(evaluated=evaluated):
-                member.save()
+            evaluated = saved = False
+            while not stop.asked:
+                if member.training.evaluation_due:
+                    if not self._evaluate(member, stop):
+                        break
+                    evaluated = True
+                elif member.training.finished:
+                    self._leave(member)
+                    break
+                elif not saved and member.save_due(evaluated, len(self._members)):
+                    member.save()
+                    saved = True  # the time it took may be the last of the budget
+                else:
+                    break
 
     def _share(self) -> None:
         for number, layer in enumerate(self._carrier.layers):

@@ -231,6 +231,8 @@ class Inputs:
     def _id(self, record: tabular.Record) -> str | None:
         column = self._columns.id or (_ID if self._guess_id else None)
         value = record.values.get(column) if column else None
+        if isinstance(value, float) and value.is_integer():  # whole numbers in a column that has gaps
+            value = int(value)
         readable = isinstance(value, str | int) and not isinstance(value, bool)
         return str(value) if readable and len(str(value)) <= tabular.LONGEST_NAME else None
 

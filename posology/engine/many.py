@@ -67,6 +67,8 @@ def train_many(
     Runs with the same backbone, precision and dropout whose layers are frozen (methods lora, rslora, ia3, head) go
     through it together, whatever their tasks, ranks, learning rates, seeds and budgets; each ends with the weights it
     would have alone, but for rounding and for the random numbers of dropout. All others are trained one by one.
+    Each has its checkpoint, as in `train`: one that was stopped or killed goes on where it was when it is asked for again, in
+    company or alone. (A study keeps book of those that are done.)
 
     Args:
         runs: for each the arguments of `train` by their names: `data` and `out`, and what differs from its defaults.
@@ -83,7 +85,7 @@ def train_many(
     Raises:
         UserError: one of the runs cannot be; nothing is trained.
         Interrupted: stopped by the user or by SIGTERM; the runs under way hold their best states so far, and go on when
-            they are asked for again.
+            they are asked for again, without those that are done.
     """
     asked = [_asked(number, run) for number, run in enumerate(runs)]
     if len({run.out.absolute() for run in asked}) < len(asked):
@@ -172,6 +174,7 @@ class _Session:
             return
         console.say(f"{len(group)} runs on {group[0][1].backbone} keep company, up to {self._at_once} at once")
         stopped: list[int] = []
+        self._material = {}
         with contextlib.ExitStack() as locks:
             waiting = (functools.partial(self._member, number, run, stopped, locks) for number, run in group)
             interrupted = Company(carrier.adapted, carrier.precision, at_once=self._at_once).train(waiting)
@@ -180,7 +183,7 @@ class _Session:
             left = sum(number not in begun for number, _ in group)
             raise Interrupted(
                 f"{len(self.results)} runs are done; {len(stopped)} hold their best state so far, not scored on test, and "
-                f"go on when they are asked for again; {left} were not begun"
+                f"{left} were not begun: asked for without those that are done, these go on where they were"
             )
 
     def _carrier(self, run: Asked) -> Predictor:
@@ -246,19 +249,20 @@ class _Session:
         resume(training, checkpoint, recipe.epochs)
 
         def leave(error: UserError | None) -> None:
-            if error is not None:
-                if isinstance(error, Diverged):
-                    checkpoint.remove()  # it would only diverge again
-                self._fail(number, run, error)
-                return
             try:
+                if error is not None:
+                    raise error
                 result = opened.finish(training.fit)
-            except UserError as problem:
-                self._fail(number, run, problem)
             except Interrupted:
                 stopped.append(number)
+            except UserError as problem:
+                if isinstance(problem, Diverged):
+                    checkpoint.remove()  # it would only diverge again
+                checkpoint.close()
+                self._fail(number, run, problem)
             else:
                 checkpoint.remove()
+                checkpoint.close()
                 self._finish(number, result)
 
         return Member(run.out.name, adapted, training, opened.validate, task.metric, leave, checkpoint)

@@ -171,10 +171,14 @@ class Run:
         """
         before = resident_bytes()
         shots, seed, encoder = self._asked["budget"]["shots"], self._asked["seed"], self.predictor.encoder
-        key = self.task.folder, self.task.fingerprint, shots, None if shots is None else seed, encoder.key
+        corpus = self.task.folder, self.task.fingerprint, encoder.key
+        key = corpus, shots, None if shots is None else seed
         known = {} if known is None else known
         if key not in known:
-            known[key] = self._read(*training_documents(self.task, shots, seed))
+            found = self._read(*training_documents(self.task, shots, seed))
+            if (same := known.setdefault(corpus, found)) is not found:  # other shots of it
+                found = found._replace(validation=same.validation, encoded_validation=same.encoded_validation)
+            known[key] = found
         self._material = found = known[key]
         console.say(
             f"{len(found.targets):,} training documents, {int(found.encoded.pieces.sum()):,} pieces, "

@@ -93,7 +93,7 @@ def predict(
         "the options": {
             **reading,
             "text": text,
-            "id": id,
+            "id": id or "id where there is one",
             "text_pair": text_pair,
             "with_text": with_text,
             "names": names if len(names) > 1 else None,

@@ -60,8 +60,20 @@ class Storage:
                 name = f"{target}/{path.relative_to(folder).as_posix()}"
                 self._files.makedirs(name.rpartition("/")[0], exist_ok=True)
                 self._files.put_file(str(path), name)
-            if self._files.exists(self._checkpoint(key)):
-                self._files.rm(self._checkpoint(key), recursive=True)
+            self._drop(key)
+
+    def drop_checkpoint(self, key: str) -> None:
+        """Forgets the checkpoint of a run that is not to be continued.
+
+        Raises:
+            UserError: it cannot be removed.
+        """
+        with self._writing, self._told():
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        if self._files.exists(self._checkpoint(key)):
+            self._files.rm(self._checkpoint(key), recursive=True)
 
     def get_artifact(self, key: str, folder: Path) -> bool:
         """Copies a finished artifact into a new folder; False where there is none.

@@ -147,6 +147,7 @@ def _placed(order: Order, emit: Callable[[Event], None]) -> Iterator[tuple[list[
     if order.storage is None:
         yield order.jobs, emit
         return
+    from posology.engine.checkpoint import left_behind
     from posology.study.storage import Storage, scratch
 
     storage = Storage(order.storage)
@@ -167,6 +168,9 @@ def _placed(order: Order, emit: Callable[[Event], None]) -> Iterator[tuple[list[
                         emit(Event(event.key, "failed", problem=str(error), worker=event.worker))
                         return
                 event = dataclasses.replace(event, result=event.result | {"artifact": str(asked[event.key].out)})
+            elif event.state == "failed" and not left_behind(folder / event.key):  # such as one that diverged
+                with contextlib.suppress(UserError):
+                    storage.drop_checkpoint(event.key)
             emit(event)
 
         with storage.mirrored({job.key: job.out for job in jobs}):

@@ -185,11 +185,16 @@ def test_outputs_must_differ_and_be_free(runs: list[dict[str, Any]], tmp_path: P
         posology.train_many(runs[:2])
 
 
+@pytest.mark.parametrize("steps", [6, 8])  # in the middle of the second epoch, and after the last step
 def test_a_signal_leaves_what_was_reached_and_the_others_go_on_from_there(
-    runs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    runs: list[dict[str, Any]],
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     alone = [posology.train(**{**run, "out": tmp_path / "alone" / run["out"].name}) for run in runs[:4]]
-    stop_at(monkeypatch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+    stop_at(monkeypatch, steps, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted, match="hold their best state so far, not scored on test, and go on"):
         posology.train_many(runs[:4])
     left = [number for number, run in enumerate(runs[:4]) if left_behind(run["out"])]

@@ -442,7 +442,7 @@ def test_bad_rows_go_aside_and_the_others_are_answered(
 
 def test_ids_are_those_of_the_column_that_is_called_so(runs: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
-    given = [{"id": 7}, {"id": "seven"}, {}, {"id": None}, {"id": ""}, {"id": ["a"]}, {"id": "long " * 40}]
+    given = [{"id": 7.0}, {"id": "seven"}, {}, {"id": None}, {"id": ""}, {"id": ["a"]}, {"id": "long " * 40}]
     path.write_text("\n".join(json.dumps({"text": "fever"} | row) for row in given))
     posology.predict(runs["words"], path, tmp_path / "out.jsonl")
     assert [row["id"] for row in rows(tmp_path / "out.jsonl")] == ["7", "seven", *(f"in-{row}" for row in range(3, 8))]

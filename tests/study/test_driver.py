@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import posology
 from posology.engine.checkpoint import Checkpoint
+from posology.engine.company import Company
 from posology.errors import Interrupted, UserError
 from posology.study import local
 from posology.study.cell import Cell
@@ -318,10 +319,34 @@ def test_a_checkpoint_of_other_settings_is_begun_anew(cells: list[Cell], tmp_pat
     assert carry_out_job(job, lambda event: None).state == "done"
 
 
-def test_such_a_checkpoint_is_begun_anew_in_company_too(cells: list[Cell], tmp_path: Path) -> None:
+def test_such_a_checkpoint_is_begun_anew_in_company_too(
+    cells: list[Cell], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     jobs = [Job(cell.key(), cell, tmp_path / cell.method) for cell in (cells[0], cells[2])]
     with Checkpoint(jobs[0].out, {"made by": "another version"}, every=0) as checkpoint:
         checkpoint.write({"weight": torch.zeros(1)}, {})
     events: list[Event] = []
     carry_out_company(jobs, events.append)
     assert [event.key for event in events if event.state == "done"] == [job.key for job in jobs]
+    said = capfd.readouterr().err
+    assert "keep company" in said and "one by one" not in said
+
+
+def test_where_a_company_fails_its_runs_go_on_alone(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    step, count = Company.step, []
+
+    def failing(self: Company) -> None:
+        count.append(1)
+        if len(count) > 2:
+            raise MemoryError
+        step(self)
+
+    monkeypatch.setattr(Company, "step", failing)
+    monkeypatch.setattr(Checkpoint, "due", lambda self, **_: True)
+    events: list[Event] = []
+    carry_out_company([Job(cell.key(), cell, tmp_path / cell.method) for cell in (cells[0], cells[2])], events.append)
+    results = [event.result for event in events if event.state == "done"]
+    assert [result["training"]["resumed"] for result in results if result is not None] == [1, 1]
+    assert "those left train one by one" in capfd.readouterr().err
