@@ -27,7 +27,7 @@ app = App(
     help=(
         "The smallest, cheapest language model, adapted in the cheapest way, that does a clinical text task.\n\n"
         "Every command takes --json (one JSON document on stdout), --quiet (no messages) and --debug (tracebacks). "
-        "No command but `fetch` uses the network."
+        "No command uses the network unless asked to (`fetch`, `prepare --online`, servers, clusters)."
     ),
     help_format="plaintext",  # a Markdown renderer would double the time that --help takes
     result_action="return_value",
@@ -224,7 +224,7 @@ def tasks() -> list[dict[str, Any]]:
 
 @app.command
 def fetch(model: str) -> dict[str, Any]:
-    """Download a backbone from its hub: the only command that uses the network.
+    """Download a backbone from its hub.
 
     Args:
         model: a catalogue name or a hub id.

@@ -330,7 +330,7 @@ def costs(results: Results) -> Table:
     if any(row[4] != UNKNOWN for row in kept):
         notes.append("Inference is foretold from the measured pace, for documents as long as those of training.")
     if with_paper:
-        notes.append("The paper's hours are of other machines (one NVIDIA A10G) and ten epochs.")
+        notes.append("The paper's hours are of other machines (one NVIDIA RTX 3090) and ten epochs.")
     return Table("table4_costs", "Table 4: time and money", tuple(columns), kept, {}, tuple(notes))
 
 

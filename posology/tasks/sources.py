@@ -37,6 +37,7 @@ _SUFFIXES = {
 }
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LISTED_FILES = 50
+_PATIENTS = ("group", "patient", "patient_id", "subject", "subject_id")
 
 
 @dataclass(frozen=True)
@@ -240,9 +241,18 @@ def read(task: str, format: str, parts: Sequence[Part], how: Reading, counts: Co
             found = list(folders.read_class_folders(path, name=part.name, encoding=how.encoding))
         else:
             records = tabular.read_records(path, format, quoting=how.quoting, encoding=how.encoding)
+            if part.split is None:
+                _name_patients(records, how)
             found = _read_table(task, records, part.name, path, how, counts)
         documents += _with_split(found, part.split)
     return documents
+
+
+def _name_patients(records: Sequence[tabular.Record], how: Reading) -> None:
+    """Says so where splits are to be made of a table that seems to know the patients, and nobody has named the column."""
+    found = next((name for name in records[0].values if name.lower() in _PATIENTS), None)
+    if how.group is None and found is not None:
+        say(f"column {found!r} seems to name the patient: with --group {found} none would be in several splits")
 
 
 def _read_table(

@@ -29,6 +29,16 @@ def _ids(task: PreparedTask) -> dict[str, list[str]]:
     return {split: [document.id for document in task.documents(split)] for split in SPLITS}
 
 
+def test_a_column_of_patients_that_is_not_named_is_spoken_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = _csv(tmp_path / "notes.csv", 40)
+    prepare("classification", source, tmp_path / "out")
+    assert "column 'patient' seems to name the patient: with --group patient" in capsys.readouterr().err
+    prepare("classification", source, tmp_path / "grouped", group="patient")
+    assert "seems to name" not in capsys.readouterr().err
+
+
 def test_given_files_are_the_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "data"
     for number, name in enumerate(("train", "dev", "test1", "test2", "extra")):
