@@ -278,14 +278,15 @@ def killed(model: Path, source: Path, whole: Path, arguments: argparse.Namespace
             raise SystemExit(f"predict failed with {process.returncode}")
     row = {"kills": kills, "sentences": lines(out), "blocks_done_at_each_end": done, **counted(source, out)}
     if whole.is_file():  # of as many sentences, or of more
-        row["same_lines_as_never_killed"] = same_lines(out, whole)
+        row["same_lines_as_never_killed"], row["same_until_line"] = same_lines(out, whole)
     return row
 
 
-def same_lines(one: Path, other: Path) -> int:
-    """How many lines of a file are, byte by byte, those at the same place in another."""
+def same_lines(one: Path, other: Path) -> tuple[int, int]:
+    """How many lines of a file are, byte by byte, those at the same place in another, and how many before the first other."""
     with open(one, "rb") as first, open(other, "rb") as second:
-        return sum(mine == theirs for mine, theirs in zip(first, second, strict=False))
+        same = [mine == theirs for mine, theirs in zip(first, second, strict=False)]
+    return sum(same), same.index(False) if False in same else len(same)
 
 
 def counted(source: Path, out: Path) -> dict[str, int]:
@@ -361,7 +362,13 @@ def table(rows: list[dict[str, Any]]) -> str:
                 "",
                 f"killed ({row['backend']}): {row['sentences']:,} sentences, {row['kills']} kills; {row['missing']} missing, "
                 f"{row['twice']} twice, {row['out_of_order']} out of order"
-                + ("." if same is None else f"; {same:,} lines byte by byte those of the run that was never killed."),
+                + (
+                    "."
+                    if same is None
+                    else f"; {same:,} lines byte by byte those of the run that was never killed, the first "
+                    f"{row['same_until_line']:,} without exception. The last block of a shorter file has other texts beside it in a "
+                    "longer one, and in int8 the scales of a pass follow from all of its texts."
+                ),
             ]
     return "\n".join(found) + "\n"
 

@@ -258,26 +258,15 @@ _READING = (
 
 def serve(model: Model, documents: Sequence[Document], unit: str) -> dict[str, Any]:
     """Milliseconds of one document at a time (median and 95th percentile), and documents per second of many."""
-    import numpy as np
+    from posology.measure.latency import latencies, percentiles
 
     unit = unit if unit in model.units else model.units[0]
     texts = list(documents[:TEXTS])
-    for document in texts[:3]:
-        model.answer([document], unit=unit)
-    seconds: list[float] = []
-    begin = time.perf_counter()
-    for document in texts:
-        before = time.perf_counter()
-        model.answer([document], unit=unit)
-        seconds.append(time.perf_counter() - before)
-        if seconds[5:] and time.perf_counter() - begin > SERVING_SECONDS:
-            break
-    many = texts[: max(2, len(seconds))]
+    found = latencies(model, texts, unit, seconds=SERVING_SECONDS)
+    many = texts[: max(2, len(found))]
     model.answer(many, unit=unit)
     before = time.perf_counter()
     model.answer(many, unit=unit)
-    p50, p95 = np.quantile(seconds, (0.5, 0.95)) * 1000
-    return {
-        "latency_ms": {"p50": float(p50), "p95": float(p95)},
-        "documents_per_second": len(many) / (time.perf_counter() - before),
-    }
+    seconds = time.perf_counter() - before
+    named = percentiles(found)
+    return {"latency_ms": {name: named[name] for name in ("p50", "p95")}, "documents_per_second": len(many) / seconds}
