@@ -227,13 +227,21 @@ def attend_backward(
     saved: Sequence[torch.Tensor | None],
     call: Call,
     out: Sequence[torch.Tensor],
+    *,
+    keys: bool = True,
 ) -> list[torch.Tensor | None]:
-    """The gradients of `attend`: those of query, key and value into `out`, those of the prefix returned."""
+    """The gradients of `attend`: those of query, key and value into `out`, those of the prefix returned.
+
+    Where nobody wants that of the keys (`keys`), and there is no prefix, it is not made: `out` has zeros there.
+    """
     plan = call.segments.plan(call.heads)
     scale = 256 / (256 - call.dropped)
     if plan.padding is not None:
         gradient.index_fill_(0, plan.padding, 0)
     prefixes = [None if part is None else torch.zeros_like(part) for part in prefix]
+    keys = keys or prefix[0] is not None
+    if not keys:
+        out[1].zero_()
     for number, bucket in enumerate(plan.buckets):
         weights, mine = saved[2 * number : 2 * number + 2]
         assert weights is not None
@@ -250,7 +258,8 @@ def attend_backward(
         _product(used.transpose(1, 2), own, scale, to_value)
         to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
         _product(to_scores, key, call.scaling, to_query)
-        _product(to_scores.transpose(1, 2), query, call.scaling, to_key)
+        if keys:
+            _product(to_scores.transpose(1, 2), query, call.scaling, to_key)
         for total, part, place in zip(prefixes, (to_key, to_value), out[1:], strict=True):
             if total is not None:
                 tokens = total.shape[1]

@@ -223,7 +223,8 @@ class Layer:
         if given.read is not None:
             to_context = to_context.new_zeros(tokens, to_context.shape[1]).index_copy_(0, given.read, to_context)
             residual = residual.new_zeros(tokens, residual.shape[1]).index_copy_(0, given.read, residual)
-        to_projections, prefix = self._attend_backward(to_context, given, tape)
+        keys = onwards or query_key_value.trains(1)
+        to_projections, prefix = self._attend_backward(to_context, given, tape, keys=keys)
         to_hidden = query_key_value.backward(to_projections, tape, found, training, whole, onwards=onwards)
         return (None if to_hidden is None else residual.add_(to_hidden)), prefix, found
 
@@ -238,7 +239,7 @@ class Layer:
         return out.index_select(0, plan.scatter).view(len(projected), -1)
 
     def _attend_backward(
-        self, gradient: torch.Tensor, given: Input, tape: Tape
+        self, gradient: torch.Tensor, given: Input, tape: Tape, *, keys: bool
     ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         plan = given.segments.plan(self._heads)
         gathered = tape.pop()
@@ -249,7 +250,7 @@ class Layer:
         own = gradient.reshape(-1, gathered.shape[1]).index_select(0, plan.gather)
         found = torch.empty_like(gathered)
         prefix = attend_backward(
-            own, gathered.chunk(3), given.prefix, saved, self._call(gradient, given), found.chunk(3)
+            own, gathered.chunk(3), given.prefix, saved, self._call(gradient, given), found.chunk(3), keys=keys
         )
         return found.index_select(0, plan.scatter_fused).view(len(gradient), -1), prefix
 

@@ -124,6 +124,12 @@ class Projection:
             found += [adapter.factors] if adapter.factors is not None else []
         return found
 
+    def trains(self, place: int) -> bool:
+        """Whether one of the maps, or what adapts it in any run, is trained."""
+        adapters = [own[place] for own in self.adapters]
+        weights = any(weight.requires_grad for weight in self._linears[place].parameters())
+        return weights or any(one.lora is not None or one.factors is not None for one in adapters)
+
     def forward(self, given: torch.Tensor, tape: Tape, training: bool, shares: Shares | None = None) -> torch.Tensor:
         """(tokens, inputs) -> (tokens, outputs), in the type of `given`; `shares` where there are several runs."""
         weight, bias = self._weight(given.dtype, anew=True)
