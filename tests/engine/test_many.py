@@ -195,7 +195,7 @@ def test_a_signal_leaves_what_was_reached_and_the_others_go_on_from_there(
 ) -> None:
     alone = [posology.train(**{**run, "out": tmp_path / "alone" / run["out"].name}) for run in runs[:4]]
     stop_at(monkeypatch, steps, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Interrupted, match="hold their best state so far, not scored on test, and go on"):
+    with pytest.raises(Interrupted, match="3 hold their best state so far, not scored on test"):
         posology.train_many(runs[:4])
     left = [number for number, run in enumerate(runs[:4]) if left_behind(run["out"])]
     assert 0 in left and posology.load(runs[0]["out"]) is not None
