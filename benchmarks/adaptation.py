@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import CACHE, HERE, answers, interval, prepared, result
+from common import CACHE, HERE, answers, interval, prepared, result, subset
 
 BACKBONE = "minilm"
 WAYS = ("full", "lora")
@@ -79,7 +79,7 @@ def make_tasks(arguments: argparse.Namespace, folder: Path) -> dict[str, Path]:
         if not data.is_dir():
             source = "mimic-iii" if arguments.synthetic.startswith("mimic") else arguments.synthetic.rpartition("-")[0]
             posology.prepare(arguments.synthetic, hospital / source, data)
-        tasks[f"synthetic {arguments.synthetic}"] = data
+        tasks[f"synthetic {arguments.synthetic}"] = subset(data, **sizes)
     return tasks
 
 

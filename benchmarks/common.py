@@ -41,7 +41,6 @@ def prepared(
 ) -> Path:
     """The folder of a prepared corpus, or of a subset of it: so many documents of each split, drawn at random."""
     import posology
-    from posology.tasks.prepared import SPLITS, write_prepared
 
     whole = CACHE / name
     if not whole.is_dir():
@@ -50,12 +49,21 @@ def prepared(
         if file := options.pop("test", None):
             options |= {"train": source / "train.csv", "validation": source / "dev.csv", "test": source / file}
         posology.prepare(options.pop("task"), source, whole, name=name, **options)
+    return subset(whole, train=train, validate=validate, test=test, seed=seed)
+
+
+def subset(
+    whole: Path, *, train: int | None = None, validate: int | None = None, test: int | None = None, seed: int = 0
+) -> Path:
+    """The folder of a part of a prepared task, beside it: so many documents of each split, drawn at random."""
+    from posology.tasks.prepared import SPLITS, PreparedTask, write_prepared
+
     wanted = {"train": train, "validation": validate, "test": test}
     if not any(wanted.values()):
         return whole
-    part = CACHE / "-".join(map(str, (name, train, validate, test, seed)))
+    part = whole.with_name("-".join(map(str, (whole.name, train, validate, test, seed))))
     if not part.is_dir():
-        task = posology.PreparedTask.open(whole)
+        task = PreparedTask.open(whole)
         splits = {}
         for split in SPLITS:
             documents = task.documents(split)
@@ -65,7 +73,7 @@ def prepared(
             splits[split] = documents
         write_prepared(
             part,
-            name=name,
+            name=task.name,
             kind=task.kind,
             labels=task.labels,
             metric=task.metric,
