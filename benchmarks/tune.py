@@ -102,7 +102,9 @@ def killed_and_continued(arguments: argparse.Namespace) -> dict[str, Any]:
         "asked_anew": sum(trials[number] != params for number, params in enumerate(asked)),
         "seconds_before": before,
         "seconds_after": after,
-        **{name: found[name] for name in ("metric", "best", "default", "importance", "states")},
+        **{name: found[name] for name in ("metric", "importance", "states")},
+        # Without the place of the artifact, which is of this machine.
+        **{name: {key: found[name][key] for key in found[name] if key != "artifact"} for name in ("best", "default")},
     }
     assert row["trials"] == arguments.trials == sum(row["states"].values())
     assert not row["repeated"] and not row["asked_anew"], row
