@@ -48,6 +48,7 @@ def exported(corpus: str, folder: Path, tiny: bool) -> list[dict[str, Any]]:
         except UserError as error:  # a result too; how fast it would have been is of interest as well
             found = export(folder / "run", out=out, precision=side, data=data, max_loss=100, max_changed=100)
             gates[side] = {"refused": error.problem, **found}
+        gates[side]["out"] = side  # its folder is gone, and was of this machine
     documents = posology.PreparedTask.open(data).documents("test")
     texts = [document.text for document in documents] * (1 if tiny else 2)
     return [
