@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=None, help="test documents of each task; all by default")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"], help="by which the tasks are learnt")
     parser.add_argument("--task-epochs", type=int, default=None, help="the recipe's by default")
-    parser.add_argument("--workers", type=int, default=None, help="processes that learn the tasks side by side")
     parser.add_argument("--out", default="adaptation", help="name of the results")
     arguments = parser.parse_args()
 
@@ -133,7 +132,6 @@ def compare(
     from posology.study.cell import Cell
     from posology.study.driver import carry_out
     from posology.study.ledger import Ledger
-    from posology.study.local import LocalExecutor
 
     count = len(arguments.seeds)
     sides = {
@@ -151,7 +149,7 @@ def compare(
                         Cell(task=task, data=data, backbone=backbone, method=method, seed=seed, overrides=overrides)
                     )
     with Ledger(folder / "ledger.db", write=True) as ledger:
-        runs = carry_out(ledger, "adaptation", cells, LocalExecutor(arguments.workers), measured=False)
+        runs = carry_out(ledger, "adaptation", cells, measured=False)
     by_side: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for name, run in zip(names, runs, strict=True):
         if run["state"] != "done":

@@ -28,34 +28,8 @@ _PATIENTS = 1024
 """How many patients' letters and days are kept at hand."""
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 _TITLES = {"dr", "mr", "mrs", "ms", "miss", "md", "phd", "jr", "sr", "ii", "iii", "iv"}
-_PARTICLES = set(
-    [
-        "al",
-        "bin",
-        "da",
-        "das",
-        "de",
-        "del",
-        "den",
-        "der",
-        "des",
-        "di",
-        "do",
-        "dos",
-        "du",
-        "el",
-        "la",
-        "le",
-        "los",
-        "st",
-        "te",
-        "ten",
-        "ter",
-        "van",
-        "von",
-        "zu",
-    ]
-)
+_PARTICLES = {"al", "bin", "da", "das", "de", "del", "den", "der", "des", "di", "do", "dos", "du", "el",
+              "la", "le", "los", "st", "te", "ten", "ter", "van", "von", "zu"}  # fmt: skip
 """Small words within names. In capitals they are initials."""
 _OF_NUMBERS = {"x", "ext", "p", "pager", "beeper", "tel", "fax", "phone", "cell", "home", "work", "office", "no"}
 _AGE_WORDS = (
