@@ -1,13 +1,15 @@
 """What a student of four layers keeps of the bundled model of six, and what it gains: with a teacher, and with labels alone.
 
-    python benchmarks/distil.py [--corpora ncbi-disease mts-dialog] [--train 600] [--seeds 1 2 3] [--epochs 10]
+    python benchmarks/distil.py [--corpora ncbi-disease mts-dialog] [--train 600] [--unlabelled 1800] [--epochs 10]
 
-For each corpus so many documents keep their labels, and the rest of its training split loses them. The student starts as
-layers 1, 3, 4 and 6 of its teacher, either as they are (`layers`) or after they have learnt on the unlabelled text of the
-training split to give what the whole model gives (`distilled`). Either is then trained on the labels alone, with the
-answers of the teacher (the bundled model fully tuned on the same labels with the same seed) on the same documents, and
-with its answers on those without labels too. `minilm:4`, the first four layers, trained on labels, is there for comparison. All runs are of
-full fine-tuning by the standard recipe; steps differ where there are more documents, seconds are in the table.
+For each corpus so many documents keep their labels, and the rest of its training split, or a part of it, loses them. The
+student starts as layers 1, 3, 4 and 6 of its teacher, either as they are (`layers`) or after they have learnt on the text
+of the training split to give what the whole model gives (`distilled`). Either is then trained on the labels alone, with
+the answers of the teacher (the bundled model fully tuned on the same labels with the same seed) on the same documents, and
+with its answers on those without labels too. `minilm:4`, the first four layers, trained on labels, is there for comparison.
+All runs are of full fine-tuning by the standard recipe; steps differ where there are more documents, seconds are in the
+table.
+
 Killed and started again it goes on where it was. Writes benchmarks/results/distil.json and distil.md.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", nargs="+", default=["ncbi-disease", "mts-dialog"])
     parser.add_argument("--train", type=int, default=600, help="documents that keep their labels")
+    parser.add_argument("--unlabelled", type=int, default=None, help="documents without labels; the rest by default")
     parser.add_argument("--test", type=int, default=None, help="documents of the test split; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=None, help="of each run; the recipe's by default")
@@ -61,7 +65,10 @@ def measure(corpus: str, arguments: argparse.Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     labelled = {document.id for document in PreparedTask.open(data).documents("train")}
     whole = PreparedTask.open(prepared(corpus)).documents("train")
-    unlabelled = _texts(folder / "unlabelled.jsonl", [each for each in whole if each.id not in labelled])
+    others = [each for each in whole if each.id not in labelled]
+    if arguments.unlabelled is not None:
+        others = random.Random(0).sample(others, min(arguments.unlabelled, len(others)))
+    unlabelled = _texts(folder / f"unlabelled-{len(others)}.jsonl", others)
     everything = _texts(folder / "everything.jsonl", whole)
     students = {
         FIRST: FIRST,
@@ -77,17 +84,18 @@ def measure(corpus: str, arguments: argparse.Namespace) -> dict[str, Any]:
             for how, wants in TAUGHT.items():
                 if name == FIRST and wants is not None:
                     continue  # what it is compared by is how far labels alone take it
-                more = unlabelled if wants and len(whole) > len(labelled) else None
+                more = unlabelled if wants and others else None
                 if wants and more is None:
                     continue
-                out = folder / f"{name}-{how}-{seed}".replace(":", "").replace(", ", "-").replace(" ", "-")
+                title = f"{name}-{how}" if more is None else f"{name}-{how}-{len(others)}"
+                out = folder / f"{title}-{seed}".replace(":", "").replace(", ", "-").replace(" ", "-")
                 run = _run(out, data, backbone, None if wants is None else teacher, more, seed, overrides)
                 runs.setdefault(f"{name}, {how}", []).append(run)
     fast = next(name for name in runs if name.startswith("distilled, teacher"))
     return {
         "corpus": corpus,
         "labelled": len(labelled),
-        "unlabelled": len(whole) - len(labelled),
+        "unlabelled": len(others),
         "configurations": {name: _summary(own, runs) for name, own in runs.items()},
         "backbone": json.loads(Path(students["distilled"], "posology-backbone.json").read_text(encoding="utf-8")),
         "speed": _speed(runs["teacher"][0], runs[fast][0], data),

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,10 +40,9 @@ _UNSAID = ("data", "weights")
 
 State = tuple[dict[str, torch.Tensor], dict[str, Any]]
 """Tensors by name, and facts for JSON."""
-
-
-class OtherSettings(UserError):
-    """A checkpoint was made with other settings, by other versions, or with another number of threads."""
+Fresh = bool | Literal["if-other"]
+"""Whether to start over where there is a checkpoint: `"if-other"` where it cannot be continued, since it was made with
+other settings, by other versions, or with another number of threads."""
 
 
 class Checkpoint:
@@ -53,13 +52,14 @@ class Checkpoint:
         out: the output folder.
         settings: everything that a run's result depends on, by name: short values, or fingerprints.
         every: write after so many seconds; after each step where it is 0.
-        fresh: forget a checkpoint that is there.
+        fresh: forget a checkpoint that is there, or (`"if-other"`) one that was made with other settings.
 
     Raises:
-        UserError: on entering, when another process trains into `out`, or the checkpoint was made with other settings.
+        UserError: on entering, when another process trains into `out`, or the checkpoint was made with other settings and
+            `fresh` is False.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], *, every: float = EVERY_SECONDS, fresh: bool = False):
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, every: float = EVERY_SECONDS, fresh: Fresh = False):
         self.folder = folder_of(out)
         self._settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self._every, self._fresh = every, fresh
@@ -75,7 +75,7 @@ class Checkpoint:
             self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             self._take_lock()
-            if self._fresh:
+            if self._fresh is True:
                 self._file.unlink(missing_ok=True)
             for path in self.folder.iterdir() if self.folder.is_dir() else ():
                 if path.name not in (_STATE, _LOCK):  # left by a write that was killed
@@ -189,7 +189,7 @@ class Checkpoint:
             self._lock = None
 
     def _check_settings(self) -> None:
-        """Raises `OtherSettings` where what is there was made with such."""
+        """Raises `UserError` where what is there was made with others, or forgets it where that is wanted."""
         if not self.exists:
             return
         try:
@@ -204,8 +204,10 @@ class Checkpoint:
             for name in sorted(made.keys() | self._settings.keys())
             if made.get(name) != self._settings.get(name)
         ]
-        if differing:
-            raise OtherSettings(
+        if differing and self._fresh == "if-other":
+            self._file.unlink()
+        elif differing:
+            raise UserError(
                 f"a run that was cut off left this checkpoint, and it was made with other settings: {'; '.join(differing)}",
                 "Run the command with the settings it was made with to continue it, name another --out, or add --fresh to "
                 "drop it and start over",

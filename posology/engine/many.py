@@ -14,7 +14,7 @@ from posology import console
 from posology.engine import artifact as artifacts
 from posology.engine import company
 from posology.engine.backbone import Source, load_config, resolve
-from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint, OtherSettings
+from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint, Fresh
 from posology.engine.company import Company, Member
 from posology.engine.loop import make_training, resume
 from posology.engine.methods import check_method
@@ -192,18 +192,14 @@ class _Session:
         return build(PreparedTask.open(run.data), source, "head", recipe, 0)
 
     def _alone(self, number: int, run: Asked) -> None:
-        options: dict[str, Any] = {
-            "overwrite": self._overwrite,
-            "checkpoint_seconds": self._every,
-            "watch": self._watched(number),
-        }
         try:
-            try:
-                result = train(**dict(run), **options)
-            except OtherSettings:
-                if not self._overwrite:
-                    raise
-                result = train(**dict(run), **options, fresh=True)
+            result = train(
+                **dict(run),
+                overwrite=self._overwrite,
+                fresh=self._fresh,
+                checkpoint_seconds=self._every,
+                watch=self._watched(number),
+            )
         except UserError as error:
             self._fail(number, run, error)
         else:
@@ -233,7 +229,7 @@ class _Session:
         recipe = _recipe(run, source)
         overwrite = self._overwrite or unfinished(run.out)
         opened = Run(task, source, run.method, recipe, run.out, asked, overwrite=overwrite)
-        checkpoint = self._checkpoint(run.out, opened, locks)
+        checkpoint = locks.enter_context(Checkpoint(run.out, opened.settings(), every=self._every, fresh=self._fresh))
         opened.read(self._material)
         adapted, precision = opened.predictor.adapted, opened.predictor.precision
         training = make_training(
@@ -267,15 +263,9 @@ class _Session:
 
         return Member(run.out.name, adapted, training, opened.validate, task.metric, leave, checkpoint)
 
-    def _checkpoint(self, out: Path, run: Run, locks: contextlib.ExitStack) -> Checkpoint:
-        """Of a run, entered."""
-        settings = run.settings()
-        try:
-            return locks.enter_context(Checkpoint(out, settings, every=self._every))
-        except OtherSettings:
-            if not self._overwrite:
-                raise
-        return locks.enter_context(Checkpoint(out, settings, every=self._every, fresh=True))
+    @property
+    def _fresh(self) -> Fresh:
+        return "if-other" if self._overwrite else False
 
     def _watched(self, number: int) -> Watch | None:
         return None if self._watch is None else functools.partial(self._watch, number)

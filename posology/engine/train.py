@@ -16,7 +16,7 @@ from posology.engine import baselines
 from posology.engine.backbone import load_config, resolve
 from posology.engine.baselines import BASELINES
 from posology.engine.calibrate import calibration_report, threshold_report
-from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint, left_behind
+from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint, Fresh, left_behind
 from posology.engine.loop import fit
 from posology.engine.memory import parse_bytes
 from posology.engine.methods import check_method
@@ -49,7 +49,7 @@ def train(
     max_memory: int | str | None = None,
     shots: int | None = None,
     overwrite: bool = False,
-    fresh: bool = False,
+    fresh: Fresh = False,
     checkpoint_seconds: float = EVERY_SECONDS,
     keep_activations: Path | str | None = None,
     watch: Watch | None = None,
@@ -81,7 +81,7 @@ def train(
             result changes by that but for rounding. Baselines have none.
         shots: train on so many documents per class (or per entity type), drawn by `seed`.
         overwrite: replace an existing folder. One that an interrupted run left needs it not.
-        fresh: start over where there is a checkpoint.
+        fresh: start over where there is a checkpoint; with `"if-other"` only where it was made with other settings.
         checkpoint_seconds: write a checkpoint after so many seconds, and after evaluations that come ten seconds or more
             after the last one; where writing takes long, less often; 0: after every step.
         keep_activations: a folder in which to keep what layers below the first trained one make of the documents (see
@@ -103,7 +103,7 @@ def train(
     """
     out = Path(out)
     _check_budgets(seed, max_seconds, evaluate_seconds, checkpoint_seconds)
-    overwrite = overwrite or unfinished(out, fresh)
+    overwrite = overwrite or unfinished(out, fresh is True)
     check_free(out, marker=artifacts.RECORD, overwrite=overwrite)
     task = PreparedTask.open(data)
     check_method(method)

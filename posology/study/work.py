@@ -11,7 +11,7 @@ from typing import Any
 
 from posology import console
 from posology.engine import artifact as artifacts
-from posology.engine.checkpoint import OtherSettings, left_behind, untouched_generators
+from posology.engine.checkpoint import left_behind, untouched_generators
 from posology.engine.many import train_many
 from posology.engine.record import summary
 from posology.engine.train import train
@@ -76,10 +76,8 @@ def carry_out_job(
     memory = Watermark()
     try:
         with Energy() as energy:
-            try:
-                result = train(**job.cell.arguments(), out=job.out, watch=watch)
-            except OtherSettings:  # it was begun with other versions or threads: the key says that the run is the same
-                result = train(**job.cell.arguments(), out=job.out, watch=watch, fresh=True)
+            # with other versions or threads it starts over: the key says that the run is the same
+            result = train(**job.cell.arguments(), out=job.out, watch=watch, fresh="if-other")
     except (KeyboardInterrupt, Interrupted):
         raise
     except Exception as error:

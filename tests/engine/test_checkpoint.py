@@ -425,6 +425,20 @@ def test_other_settings_are_refused_by_name_and_fresh_starts_over(
     same(cut_off, undisturbed)
 
 
+def test_if_other_starts_over_only_where_settings_differ(
+    cut_off: Path, backbone: Path, tagging: PreparedTask, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (folder_of(cut_off) / STATE).read_bytes()
+    train(tagging, backbone, cut_off, fresh="if-other")
+    assert "continuing" in capsys.readouterr().err
+    same(cut_off, undisturbed)
+    folder_of(cut_off).mkdir()
+    (folder_of(cut_off) / STATE).write_bytes(content)
+    train(tagging, backbone, cut_off, fresh="if-other", seed=7, overwrite=True)
+    assert "continuing" not in capsys.readouterr().err
+    assert read_record(cut_off)["seed"] == 7
+
+
 def test_other_data_and_versions_are_refused(
     cut_off: Path, backbone: Path, classification: PreparedTask, tagging: PreparedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
