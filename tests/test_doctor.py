@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from posology import doctor
+from posology import doctor, machine
 
 
 @pytest.fixture(scope="module")
@@ -140,15 +140,15 @@ def test_a_broken_pytorch_is_reported_and_the_rest_still_told(monkeypatch: pytes
 
 
 def test_usable_cores_obeys_a_containers_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     for quota, cores in {"150000 100000": 2, "max 100000": 16, "": 16, "1000 100000": 1}.items():
-        monkeypatch.setattr(doctor, "_first_line", lambda path, quota=quota: quota)
-        assert doctor.usable_cores() == cores
+        monkeypatch.setattr(machine, "_first_line", lambda path, quota=quota: quota)
+        assert machine.usable_cores() == cores
 
 
 def test_memory_obeys_a_containers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = {"/sys/fs/cgroup/memory.max": "2000000", "/sys/fs/cgroup/memory.current": "500000"}
-    monkeypatch.setattr(doctor, "_first_line", lines.__getitem__)
+    monkeypatch.setattr(machine, "_first_line", lines.__getitem__)
     if not Path("/proc/meminfo").exists():
         pytest.skip("only Linux tells what memory is available")
-    assert doctor._memory() == {"total_bytes": 2_000_000, "available_bytes": 1_500_000}
+    assert machine.memory() == {"total_bytes": 2_000_000, "available_bytes": 1_500_000}

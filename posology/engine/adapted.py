@@ -154,6 +154,15 @@ class Adapted:
             return None
         return next((number for number, layer in enumerate(self.layers) if layer.trained()), len(self.layers))
 
+    def adopt(self, other: Adapted) -> None:
+        """Takes the frozen layers and embeddings of a model of the same backbone in place of its own, which are freed."""
+        for own, theirs in zip(self.layers, other.layers, strict=True):
+            own.adopt(theirs)
+        prefix = f"{self.base.base_model_prefix}."
+        for name, module in self.base.named_modules():
+            if name.startswith(prefix) and isinstance(module, nn.Embedding) and not module.weight.requires_grad:
+                module.weight = other.base.get_submodule(name).weight
+
     def lower(self, batch: Batch, layer: int) -> torch.Tensor:
         """Hidden states before a layer, without dropout: what `upper` goes on from.
 

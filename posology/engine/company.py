@@ -142,8 +142,7 @@ class Company:
     def enter(self, members: Sequence[Member]) -> None:
         """Lets runs take part from the next step on; their frozen weights become those of the carrier."""
         for member in members:
-            for own, shared in zip(member.adapted.layers, self._carrier.layers, strict=True):
-                own.adopt(shared)
+            member.adapted.adopt(self._carrier)
             self._members.append(member)
         self._share()
 

@@ -15,12 +15,14 @@ from posology.engine import artifact as artifacts
 from posology.engine import company
 from posology.engine.backbone import Source, load_config, resolve
 from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint, Fresh
-from posology.engine.company import Company, Member
+from posology.engine.company import TOKENS, Company, Member
+from posology.engine.company_size import Plan, Size, company_size
 from posology.engine.loop import make_training, resume
+from posology.engine.memory import parse_bytes
 from posology.engine.methods import check_method
-from posology.engine.predictor import Predictor
+from posology.engine.predictor import Predictor, outputs_of
 from posology.engine.recipe import Recipe, make_recipe
-from posology.engine.run import Material, Run, build
+from posology.engine.run import Material, Run, build, reads_mean
 from posology.engine.stopping import interruptible
 from posology.engine.train import train, unfinished
 from posology.engine.training import Diverged, Watch
@@ -57,6 +59,7 @@ def train_many(
     runs: Sequence[Mapping[str, Any]],
     *,
     at_once: int = AT_ONCE,
+    max_memory: int | str | None = None,
     overwrite: bool = False,
     checkpoint_seconds: float = EVERY_SECONDS,
     watch: Callable[[int, dict[str, float]], bool] | None = None,
@@ -73,6 +76,8 @@ def train_many(
     Args:
         runs: for each the arguments of `train` by their names: `data` and `out`, and what differs from its defaults.
         at_once: runs that keep company, at most.
+        max_memory: bytes, or such as "4GB": so many keep company that the process probably stays below it; without it, as
+            many as there is free memory for. No bound for runs that cannot keep company.
         overwrite: replace existing folders, and drop checkpoints that were made with other settings.
         checkpoint_seconds: as in `train`.
         watch: `watch` of `train`, which is told too which run it is: its place in `runs`.
@@ -96,7 +101,8 @@ def train_many(
         check_free(run.out, marker=artifacts.RECORD, overwrite=overwrite or unfinished(run.out))
         check_method(run.method)
         PreparedTask.open(run.data)
-    session = _Session(overwrite, at_once, checkpoint_seconds, watch, done)
+    limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+    session = _Session(overwrite, at_once, limit, checkpoint_seconds, watch, done)
     with interruptible():
         for group in _grouped(asked):
             session.train(group)
@@ -156,11 +162,13 @@ class _Session:
         self,
         overwrite: bool,
         at_once: int,
+        max_memory: int | None,
         checkpoint_seconds: float,
         watch: Callable[[int, dict[str, float]], bool] | None,
         done: Callable[[int, dict[str, Any]], None] | None,
     ):
-        self._overwrite, self._at_once, self._every = overwrite, at_once, checkpoint_seconds
+        self._overwrite, self._at_once, self._max_memory = overwrite, at_once, max_memory
+        self._every = checkpoint_seconds
         self._watch, self._done = watch, done
         self._material: dict[Hashable, Material] = {}
         self.results: dict[int, dict[str, Any]] = {}
@@ -172,12 +180,15 @@ class _Session:
             for number, run in group:
                 self._alone(number, run)
             return
-        console.say(f"{len(group)} runs on {group[0][1].backbone} keep company, up to {self._at_once} at once")
+        size = self._size(group, carrier)
+        console.say(f"{len(group)} runs on {group[0][1].backbone} keep company, up to {size.runs} at once")
         stopped: list[int] = []
         self._material = {}
         with contextlib.ExitStack() as locks:
             waiting = (functools.partial(self._member, number, run, stopped, locks) for number, run in group)
-            interrupted = Company(carrier.adapted, carrier.precision, at_once=self._at_once).train(waiting)
+            interrupted = Company(carrier.adapted, carrier.precision, at_once=size.runs, tokens=size.tokens).train(
+                waiting
+            )
         if interrupted:
             begun = {*self.results, *stopped}
             left = sum(number not in begun for number, _ in group)
@@ -190,6 +201,22 @@ class _Session:
         source = resolve(run.backbone)
         recipe = make_recipe("head", run.recipe, _of_backbone(_recipe(run, source)))
         return build(PreparedTask.open(run.data), source, "head", recipe, 0)
+
+    def _size(self, group: Sequence[Numbered], carrier: Predictor) -> Size:
+        source, plans = resolve(group[0][1].backbone), []
+        for _, run in group:
+            task, recipe = PreparedTask.open(run.data), _recipe(run, source)
+            outputs = len(outputs_of(task.kind, task.labels))
+            plans.append(Plan(run.method, recipe, task.kind, outputs, reads_mean(recipe, source)))
+        return company_size(
+            source,
+            plans,
+            carrier.precision,
+            weights=sum(weight.numel() * weight.element_size() for weight in carrier.adapted.base.parameters()),
+            runs=self._at_once,
+            tokens=TOKENS,
+            max_memory=self._max_memory,
+        )
 
     def _alone(self, number: int, run: Asked) -> None:
         try:

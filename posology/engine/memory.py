@@ -181,6 +181,11 @@ class Rehearsal:
             fragments=int(_FRAGMENTS[self.precision.bf16] * activations) if on_cpu else 0,
         )
 
+    @property
+    def of_a_run(self) -> int:
+        """Bytes that a run holds of its own where it shares its backbone: what is trained, as in `Memory`."""
+        return self._adapter + (4 + 8 + 4) * self._trained
+
     def _most(self, lengths: Sequence[int], *, training: bool) -> int:
         """The most bytes alive at once beside the weights, in two micro-batches of training or in one of prediction."""
         live = _Live()

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-from pathlib import Path
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, see malloc.h
 _KEPT_BYTES = 2**30
@@ -21,16 +19,6 @@ _USUAL_BYTES = 2**25, 2**26
 
 _IDLE = 0.25
 """Load by processor, over the last minute, below which a machine counts as free."""
-
-
-def processor_name() -> str:
-    """The processor as the system calls it, such as `Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz`."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(named, platform.processor() or platform.machine())
 
 
 def _busy() -> bool:

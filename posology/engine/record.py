@@ -15,10 +15,10 @@ import torch
 from posology.engine.backbone import Source
 from posology.engine.lineage import lineage
 from posology.engine.predictor import Predictor
-from posology.engine.process import processor_name
 from posology.engine.recipe import Recipe
 from posology.engine.training import Fit
 from posology.evaluation.statistics import clean
+from posology.machine import processor_name
 from posology.tasks.prepared import PreparedTask
 
 

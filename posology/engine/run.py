@@ -299,13 +299,18 @@ class Run:
         )
 
 
+def reads_mean(recipe: Recipe, source: Source) -> bool:
+    """Whether a classifier reads the mean of all positions: asked to, or because its backbone is cut off."""
+    return recipe.pooling == "mean" or (recipe.pooling == "auto" and source.layers is not None)
+
+
 def build(task: PreparedTask, source: Source, method: str, recipe: Recipe, seed: int) -> Predictor:
     """The model to train, and what it needs to read documents."""
     config = load_config(source)
     check(method, architecture_of(config, source.family), recipe)
     precision = decide(recipe.precision)
     console.say(precision.reason)
-    mean = recipe.pooling == "mean" or (recipe.pooling == "auto" and source.layers is not None)
+    mean = reads_mean(recipe, source)
     virtual_tokens = recipe.virtual_tokens if method in VIRTUAL else 0
     encoder = Encoder(load_tokenizer(source), config, recipe, task.kind, virtual_tokens)
     base, new_modules = load_model(

@@ -215,7 +215,7 @@ def this_machine() -> dict[str, Any]:
     import torch
 
     from posology.engine.precision import decide
-    from posology.engine.process import processor_name
+    from posology.machine import processor_name
 
     device = decide().device
     return {

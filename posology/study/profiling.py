@@ -33,7 +33,7 @@ from posology.engine.model import Model
 from posology.engine.precision import decide
 from posology.engine.predictor import Predictor, outputs_of
 from posology.engine.recipe import Recipe, make_recipe
-from posology.engine.run import build, few, targets
+from posology.engine.run import build, few, reads_mean, targets
 from posology.engine.virtual import VIRTUAL
 from posology.measure.flops import Cost, cost_of
 from posology.measure.ours import Planned
@@ -193,7 +193,7 @@ class Measurement:
                 decide(recipe.precision),
                 outputs=task["outputs"],
                 family=source.family,
-                mean=recipe.pooling == "mean" or (recipe.pooling == "auto" and source.layers is not None),
+                mean=reads_mean(recipe, source),
             )
         return self._rehearsals[wanted.model]
 
