@@ -21,6 +21,9 @@ MARKS = "<< >> [[ ]]"
 # A full stop, question or exclamation mark before white space and something that may begin a sentence.
 _SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=[\"'(\[]?[A-Z0-9])")
 _LINE_END = re.compile(r"\s*\n\s*")
+# What `mark` writes.
+_AROUND = re.compile(r"\[(E[12](?::[^\]]+)?)\] (.*?) \[/\1\]", re.DOTALL)
+_INSTEAD = re.compile(r"@[^\s@$]+\$")
 
 
 class Argument(NamedTuple):
@@ -46,6 +49,16 @@ def mark(text: str, first: Argument, second: Argument, markers: Markers) -> str:
             inserted = f"[{tag}] {text[argument.start : argument.end]} [/{tag}]"
         marked = marked[: argument.start] + inserted + marked[argument.end :]
     return marked
+
+
+def unmarked(text: str) -> str:
+    """The text that `mark` was given, from one with markers around its arguments; others stay as they are."""
+    return _AROUND.sub(r"\2", text)
+
+
+def without_placeholders(text: str) -> list[str]:
+    """What stood before, between and after the arguments that `mark` has replaced; `@problem-test$` is one, too."""
+    return _INSTEAD.split(text)
 
 
 def from_marked(

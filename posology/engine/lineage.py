@@ -41,11 +41,12 @@ def lineage(source: Source) -> Lineage:
     teacher = record.get("distilled_from")
     like = entry or catalog.find(_text(record.get("parent_name")) or "")
     whole = source.layers is None and teacher is None
+    family = _text(record.get("family")) or (like.family if like is not None else None)
     return Lineage(
         _text(record.get("domain")) or (entry.domain if entry is not None else None),
         _text(record.get("pretraining")),
         _text(teacher.get("name") if isinstance(teacher, dict) else teacher),
-        like.family if whole and like is not None else None,
+        family if whole else None,
     )
 
 

@@ -38,6 +38,9 @@ from posology.tasks.leaks import text_key
 from posology.tasks.prepared import PreparedTask
 
 TEMPERATURE, WEIGHT = 2.0, 0.5
+_LEAST = -13.8
+"""Logarithm of the probability, one in a million, that a class has of which a teacher says that it cannot be: a forest
+says so where no tree has met the class, and a logit of -inf no temperature softens."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Student(Training):
             return super().loss(answers, batch)
         answers, places = self._placed(answers, batch)
         wanted = torch.from_numpy(self._soft[places]).to(answers.device)
-        known = wanted.isfinite().all(dim=1)
+        known = ~wanted.isnan().any(dim=1)
         goal = functional.softmax(wanted[known] / self._temperature, dim=1)
         soft = functional.cross_entropy(answers[known] / self._temperature, goal, reduction="sum")
         hard = self._cross_entropy(answers, places)
@@ -201,7 +204,7 @@ def ask(
         unlabelled: what the record is to say of those among them that have no label.
 
     Raises:
-        UserError: the teacher cannot be loaded, or was taught something else.
+        UserError: the teacher cannot be loaded, was taught something else, or answers nothing at all.
     """
     folder = teaching.artifact
     model = artifacts.load(folder, task=task)
@@ -222,14 +225,23 @@ def ask(
     names = outputs_of(model.kind, model.labels)
     columns = [names.index(name) for name in outputs_of(task.kind, task.labels)]
     answers = model.answer(documents, "asking the teacher")
-    logits = [values[..., columns].astype(np.float32) for values in answers.logits]
+    logits = [_bounded(values[..., columns]).astype(np.float32) for values in answers.logits]
     if task.kind == "token-classification":
         logits = [_by_word(values, len(document.words)) for values, document in zip(logits, documents, strict=True)]
     if task.unit == "piece":  # each piece learns what the teacher says of its word
         logits = [values[own] for values, own in zip(logits, encoded.owners, strict=True)]
+    if all(np.isnan(values).any(axis=-1).all() for values in logits):
+        raise UserError("has no answer to any of the documents", "Name another teacher", folder)
     if answers.coverage < 1:
         console.say(f"the teacher reads {answers.coverage:.1%} of the text; the rest has labels only")
     return Soft(logits, teaching.temperature, teaching.weight, _record(teaching, unlabelled))
+
+
+def _bounded(logits: np.ndarray) -> np.ndarray:
+    """With a very small probability instead of none; NaN, where nothing is said, stays."""
+    with np.errstate(invalid="ignore"):  # of NaN
+        whole = np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    return np.where(np.isneginf(logits), whole + _LEAST, logits)
 
 
 def _by_word(values: np.ndarray, words: int) -> np.ndarray:

@@ -86,15 +86,32 @@ _WORDS = (
 def evaluation_sentences(record: Mapping[str, Any]) -> list[str]:
     """Whether documents that models are scored on were in the corpus."""
     evaluation, excluded = record["evaluation"], record["excluded"]
+    before = [
+        f"**{plain(ancestor['name'])}, which it was made from, had read further text** (fingerprint "
+        f"{code(ancestor['corpus'])}), and {left}: it may have read them."
+        for ancestor in record.get("ancestors", [])
+        if (left := _left_in(ancestor, evaluation))
+    ]
     if evaluation is None:
         return [
+            *before,
             "**Whether documents that models are scored on are among these is not known**: none were named "
-            "(`--exclude`). A model that has read the test notes has an unfair advantage."
+            "(`--exclude`). A model that has read the test notes has an unfair advantage.",
         ]
     names = ", ".join(code(task["name"]) for task in evaluation["tasks"])
     return [
+        *before,
         f"Validation and test documents of {names} were looked for: {evaluation['found']:,} of "
         f"{evaluation['documents']:,} texts were in the corpus, and the {excluded['exact']:,} documents that equal one and "
         f"{excluded['near']:,} that nearly do (half of the runs of five words of the shorter one) were left out. "
-        "Other tasks were not looked for."
+        "Other tasks were not looked for.",
     ]
+
+
+def _left_in(ancestor: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+    """What was not left out of the text that an ancestor read; empty where everything was that is left out here."""
+    looked_for = {task["fingerprint"] for task in (ancestor["evaluation"] or {"tasks": []})["tasks"]}
+    missing = [task["name"] for task in (evaluation or {"tasks": []})["tasks"] if task["fingerprint"] not in looked_for]
+    if missing:
+        return f"documents of {', '.join(map(code, missing))} were not looked for in that"
+    return "" if ancestor["evaluation"] else "no evaluation documents were looked for in that"

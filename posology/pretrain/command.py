@@ -14,6 +14,7 @@ from posology.corpus import tabular
 from posology.engine.backbone import Source, load_config, load_tokenizer, resolve
 from posology.engine.checkpoint import EVERY_SECONDS, Checkpoint
 from posology.engine.encode import Frame, positions
+from posology.engine.lineage import lineage
 from posology.engine.precision import Precision, decide
 from posology.engine.recipe import Recipe
 from posology.engine.record import machine, versions
@@ -29,7 +30,7 @@ from posology.pretrain.loop import TOKEN_BUDGET, Pretraining, run
 from posology.pretrain.masking import Masker
 from posology.pretrain.mlm import MaskedModel, load_masked, merged, weights_of
 from posology.pretrain.perplexity import HeldOut, change, held_out_windows, measure
-from posology.pretrain.record import learning, reading, settings
+from posology.pretrain.record import check_numbers, descent, learning, reading, settings
 from posology.pretrain.store import Reading, Store, count_words, open_store
 from posology.pretrain.vocabulary import extend, new_words
 from posology.tasks.prepared import PreparedTask
@@ -100,15 +101,16 @@ def pretrain(
         exclude: a prepared task whose validation and test documents must not be read; several may be named. Exact
             copies and near duplicates are left out and counted.
         held_out: share of the documents (or patients) on which perplexity is measured.
-        extend_vocabulary: make whole words of so many that are cut into pieces; only of words that stand in ten documents
-            or more, and they go wherever the backbone goes. Reads the corpus twice.
+        extend_vocabulary: make whole words of so many that are cut into pieces; only of words that stand in notes of ten
+            patients or more (ten documents where patients are not known, see `group`), and they go wherever the backbone
+            goes. Reads the corpus twice.
         batch_size: texts in one step of the optimiser.
         learning_rate: peak; by default 1e-4 for full and 1e-3 for lora, and half of it for wide backbones.
         max_length: pieces of a text, special tokens included; longer documents are cut between words.
         domain: what the ledger calls the text.
         precision: auto takes bfloat16 where the hardware multiplies it natively.
         seed: of order, masks, dropout and new weights.
-        with_text: name the worst-split terms, which are words of notes, in the result.
+        with_text: name the worst-split terms, which are words of notes, in the result (not in the folder).
         overwrite: replace `out`.
         fresh: start over, even where an interrupted run could be continued.
         checkpoint_seconds: write a checkpoint after so many seconds; 0: after every step.
@@ -123,13 +125,19 @@ def pretrain(
         Interrupted: stopped; a checkpoint is kept.
     """
     out = Path(out)
-    _check(
+    check_numbers(
         {"--epochs": epochs, "--steps": steps, "--max-seconds": max_seconds, "--max-cost": max_cost,
          "--batch-size": batch_size, "--learning-rate": learning_rate},
         {"--extend-vocabulary": extend_vocabulary, "--seed": seed, "checkpoint_seconds": checkpoint_seconds},
         held_out,
         max_length,
     )  # fmt: skip
+    if method == "lora" and extend_vocabulary:
+        raise UserError(
+            "the embeddings of new words must be trained, and LoRA trains none",
+            "Use --method full, or leave out --extend-vocabulary",
+            "--method lora",
+        )
     check_free(out, marker=RECORD, overwrite=overwrite)
     hourly = rate(price, prices)
     if max_cost is not None and hourly.per_hour > 0:
@@ -146,9 +154,8 @@ def pretrain(
     check_writable(out, sum(path.stat().st_size for path in source.folder.glob("*.safetensors")))
     with interruptible():
         work = _Work(out, source, method, recipe, chosen, sources, tasks, mask_rate, held_out, seed, with_text)
-        work.read(extend_vocabulary)
-        try:
-            count = steps or math.ceil((epochs or _EPOCHS) * len(work.store.training) / batch_size)
+        with work.read(extend_vocabulary, fresh) as store:
+            count = steps or math.ceil((epochs or _EPOCHS) * len(store.training) / batch_size)
             asked = {"steps": count, "max_seconds": max_seconds, "extend_vocabulary": extend_vocabulary}
             with Checkpoint(out, work.settings() | asked, every=checkpoint_seconds, fresh=fresh) as checkpoint:
                 record = work.train(count, max_seconds, checkpoint)
@@ -157,11 +164,9 @@ def pretrain(
                 record = {"domain": domain, **record, "cost": cost}
                 work.write(record, overwrite)
                 checkpoint.remove()
-        finally:
-            work.store.close()
-        work.store.remove()
     progress = {name: training[name] for name in ("seconds", "tokens", "steps", "stopped")}
-    return {"out": str(out), **progress, **record}
+    # With the worst-split terms, where they were asked for: these are words of notes, and the folder may be handed on.
+    return {"out": str(out), **progress, **record, "coverage": store.facts["coverage"]}
 
 
 @dataclass
@@ -180,7 +185,7 @@ class _Work:
     seed: int
     with_text: bool
 
-    def read(self, extend_by: int) -> None:
+    def read(self, extend_by: int, fresh: bool) -> Store:
         """Reads the corpus, and builds the model."""
         self.tokenizer = load_tokenizer(self.source)
         frame = Frame.of(self.tokenizer)
@@ -201,7 +206,7 @@ class _Work:
             console.say(
                 f"{self.source.title} has no head for masked words: it gets a new one, which is trained alone first"
             )
-        self.store: Store = open_store(self.corpus, self.out, self.tokenizer, reading, evaluation)
+        self.store = open_store(self.corpus, self.out, self.tokenizer, reading, evaluation, fresh=fresh)
         facts = self.store.facts
         excluded = sum(facts["excluded"].values())
         console.say(
@@ -209,6 +214,7 @@ class _Work:
             f"({facts['training']['pieces']:,} pieces in {facts['training']['windows']:,} texts), "
             f"{facts['held']['documents']:,} held out, {excluded:,} like evaluation documents and left out"
         )
+        return self.store
 
     def settings(self) -> dict[str, Any]:
         """All that the weights at the end depend on."""
@@ -267,12 +273,12 @@ class _Work:
         return self._record(training, measured)
 
     def _record(self, training: Pretraining, measured: dict[str, HeldOut]) -> dict[str, Any]:
-        facts, progress = self.store.facts, training.progress
+        facts, progress, before = self.store.facts, training.progress, lineage(self.source)
         reference = measured.get("with_new_head", measured["before"])
         return {
-            "pretraining": f"masked words ({self.method})",
-            "parent": self.source.fingerprint,
-            "parent_name": self.source.title,
+            "pretraining": "; ".join(part for part in (before.pretraining, f"masked words ({self.method})") if part),
+            "distilled_from": before.distilled_from,
+            **descent(self.source),
             "parameters": self.model.backbone_parameters,
             **reading(self.store, self.tasks),
             "perplexity": {name: own.perplexity for name, own in measured.items()},
@@ -284,7 +290,7 @@ class _Work:
             },
             "new_head": self.model.new_head,
             "new_words": self.new_words,
-            "coverage": facts["coverage"],
+            "coverage": {name: value for name, value in facts["coverage"].items() if name != "worst"},
             "trainable_parameters": sum(weight.numel() for weight in self.model.trainable().values()),
             "training": {
                 **vars(progress),
@@ -318,21 +324,3 @@ def _as_held_out(noted: dict[str, list[float]]) -> HeldOut:
     import numpy as np
 
     return HeldOut(np.array(noted["sums"]), np.array(noted["counts"]))
-
-
-def _check(positive: dict[str, float | None], not_negative: dict[str, float], held_out: float, max_length: int) -> None:
-    """Raises UserError where a number, by its option, is out of its range."""
-    if positive["--epochs"] is not None and positive["--steps"] is not None:
-        raise UserError("both --epochs and --steps were given", "Give one of them", "--steps")
-    for option, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{value} is not more than 0", "Give a positive number", option)
-    for option, value in not_negative.items():
-        if not value >= 0:
-            raise UserError(f"{value} is less than 0", "Give 0 or more", option)
-    if not (positive["--learning-rate"] or 0) < 10:
-        raise UserError(f"{positive['--learning-rate']} is far too much", "Give for example 1e-4", "--learning-rate")
-    if not 0 < held_out < 1:
-        raise UserError(f"{held_out} is no share of the documents", "Give a number between 0 and 1", "--held-out")
-    if max_length < 8:
-        raise UserError(f"{max_length} pieces leave no room for text", "Give 8 or more", "--max-length")

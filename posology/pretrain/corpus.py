@@ -19,7 +19,8 @@ _FORMS = f"{', '.join(_TABLES)} (.gz for the text formats), a folder of .txt fil
 class Corpus:
     """The documents of files and folders, in the order in which these are named.
 
-    Rows without text, and notes that MIMIC-III says were filed by mistake, are left out and counted.
+    Rows without text, and notes that MIMIC-III says were filed by mistake, are left out and counted. The group of a
+    document is its patient, and empty where its file does not say who that is.
 
     Args:
         sources: tables, folders of .txt files, NOTEEVENTS tables or folders that hold one.
@@ -29,7 +30,6 @@ class Corpus:
 
     Attributes:
         counts: of the last pass: `dropped_empty`, `dropped_error`.
-        grouped: whether documents have a group (a patient) of their own, rather than none that is known.
 
     Raises:
         UserError: nothing is there, or it is of no form that can be read; of a row only when it is reached.
@@ -48,11 +48,10 @@ class Corpus:
         self._parts: list[tuple[str, Path, tabular.Columns]] = []
         for source in sources:
             self._parts += self._open(source, columns or tabular.Columns())
-        self.grouped = all(kind == _NOTEEVENTS or own.group is not None for kind, _, own in self._parts)
 
     def stamp(self) -> list[list[object]]:
-        """Name, bytes and time of change of each file: another list means that the corpus may have changed."""
-        found: list[list[object]] = []
+        """Name, bytes and time of change of each file, and how it is read: the corpus changes only with this list."""
+        found: list[list[object]] = [[self._encoding, self._quoting]]
         for _, path, columns in self._parts:
             state = path.stat()
             found.append([str(path.absolute()), state.st_size, state.st_mtime_ns, columns.text, columns.group])
@@ -66,19 +65,24 @@ class Corpus:
     def __iter__(self) -> Iterator[Document]:
         self.counts.clear()
         for kind, path, columns in self._parts:
-            if kind == "text":
-                text = read_text(path, self._encoding)
-                if text.strip():
-                    yield Document(id=path.stem, text=text, place=str(path))
-                else:
-                    self.counts["dropped_empty"] += 1
-            elif kind == _NOTEEVENTS:
-                yield from _notes(path, self.counts)
+            for document in self._read(kind, path, columns):
+                _check_characters(document)
+                if kind != _NOTEEVENTS and columns.group is None:
+                    document.group = ""
+                yield document
+
+    def _read(self, kind: str, path: Path, columns: tabular.Columns) -> Iterator[Document]:
+        if kind == "text":
+            text = read_text(path, self._encoding)
+            if text.strip():
+                yield Document(id=path.stem, text=text, place=str(path))
             else:
-                records = tabular.stream_records(path, kind, quoting=self._quoting, encoding=self._encoding)
-                yield from tabular.documents(
-                    records, columns, name=_bare(path).stem, drop_empty=True, counts=self.counts
-                )
+                self.counts["dropped_empty"] += 1
+        elif kind == _NOTEEVENTS:
+            yield from _notes(path, self.counts)
+        else:
+            records = tabular.stream_records(path, kind, quoting=self._quoting, encoding=self._encoding)
+            yield from tabular.documents(records, columns, name=_bare(path).stem, drop_empty=True, counts=self.counts)
 
     def _open(self, source: Path, columns: tabular.Columns) -> list[tuple[str, Path, tabular.Columns]]:
         if source.is_dir():
@@ -96,7 +100,7 @@ class Corpus:
             return [(_NOTEEVENTS, source, tabular.Columns(text="text", group="subject_id"))]
         ending = _bare(source).suffix
         if ending == ".txt":
-            return [("text", source, tabular.Columns())]
+            raise UserError("is one text file, which would be one document", f"Give {_FORMS}", source)
         if ending not in _TABLES:
             raise UserError(f"has the ending {ending!r}", f"Give {_FORMS}", source)
         records = tabular.stream_records(source, _TABLES[ending], quoting=self._quoting, encoding=self._encoding)
@@ -153,6 +157,17 @@ def _notes(path: Path, counts: Counter[str]) -> Iterator[Document]:
             else:
                 text = text.replace("\r\n", "\n")
                 yield Document(id=f"row-{row}", group=(subject or "").strip(), text=text, place=f"{path}, row {row}")
+
+
+def _check_characters(document: Document) -> None:
+    try:
+        document.text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the character at {error.start:,} of the text is half of one (a lone surrogate), which no encoding has",
+            "Write the file anew with whole characters, or leave the row out",
+            document.place,
+        ) from None
 
 
 def _is_noteevents(path: Path) -> bool:

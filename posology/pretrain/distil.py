@@ -28,12 +28,13 @@ from posology.pretrain.corpus import Corpus
 from posology.pretrain.distilled_card import distilled_card
 from posology.pretrain.excluded import Evaluation, evaluation_texts, open_tasks
 from posology.pretrain.folder import write_backbone
-from posology.pretrain.imitation import Imitation, Losses, Whole, held_out_windows, projection_for
+from posology.pretrain.imitation import MOST_PIECES, Imitation, Losses, projection_for
 from posology.pretrain.loop import run
-from posology.pretrain.masking import Masker
+from posology.pretrain.masking import Masker, Whole
 from posology.pretrain.mlm import load_masked, weights_of
-from posology.pretrain.record import learning, reading, settings
-from posology.pretrain.store import Reading, open_store
+from posology.pretrain.perplexity import held_out_windows
+from posology.pretrain.record import check_numbers, descent, learning, reading, settings
+from posology.pretrain.store import Reading, Store, open_store
 from posology.pretrain.student import chosen_layers, copy_of, student_config, watched
 from posology.tasks.prepared import PreparedTask
 
@@ -149,7 +150,16 @@ def distil_backbone(
     """
     out = Path(out)
     losses = losses or Losses()
-    _check(losses, epochs, steps, max_seconds, held_out, batch_size, learning_rate, seed)
+    check_numbers(
+        {"--epochs": epochs, "--max-seconds": max_seconds, "--batch-size": batch_size, "--learning-rate": learning_rate,
+         "--temperature": losses.temperature},
+        {"--steps": steps, "--seed": seed, "--hidden": losses.hidden, "--relations": losses.relations,
+         "--logits": losses.logits},
+        held_out,
+        max_length,
+    )  # fmt: skip
+    if not (losses.hidden or losses.relations or losses.logits):
+        raise UserError("all losses have a weight of 0, so that nothing is learnt", "Raise one of them", "--hidden")
     check_free(out, marker=BACKBONE_RECORD, overwrite=overwrite)
     source = resolve(teacher)
     config = load_config(source)
@@ -162,24 +172,16 @@ def distil_backbone(
     check_writable(out, sum(path.stat().st_size for path in source.folder.glob("*.safetensors")))
     with interruptible():
         work = _Work(out, source, layers, student_width, losses, recipe, chosen, tasks, held_out, seed)
-        work.read(sources)
-        try:
-            count = _steps(steps, epochs, len(work.store.training), batch_size)
+        with work.read(sources, fresh) as store:
+            count = math.ceil((epochs or _EPOCHS) * len(store.training) / batch_size) if steps is None else steps
             asked = {"steps": count, "max_seconds": max_seconds}
             with Checkpoint(out, work.settings() | asked, every=checkpoint_seconds, fresh=fresh) as checkpoint:
                 record = work.train(count, max_seconds, checkpoint)
                 record = record | {"domain": domain or lineage(source).domain}
                 work.write(record, overwrite)
                 checkpoint.remove()
-        finally:
-            work.store.close()
-        work.store.remove()
     training = record["training"]
     return {"out": str(out), **{name: training[name] for name in ("seconds", "tokens", "steps", "stopped")}, **record}
-
-
-def _steps(steps: int | None, epochs: float | None, texts: int, batch_size: int) -> int:
-    return math.ceil((epochs or _EPOCHS) * texts / batch_size) if steps is None else steps
 
 
 @dataclass
@@ -197,7 +199,7 @@ class _Work:
     held_out: float
     seed: int
 
-    def read(self, corpus: Corpus) -> None:
+    def read(self, corpus: Corpus, fresh: bool) -> Store:
         """Builds both models, and reads the corpus."""
         self.tokenizer = load_tokenizer(self.source)
         loaded = load_masked(self.source, self.tokenizer, "full", seed=self.seed)
@@ -219,13 +221,15 @@ class _Work:
         )
         length = frame.capacity(min(self.recipe.max_length, positions(base.config)))
         evaluation = Evaluation(evaluation_texts(self.tasks)) if self.tasks else None
-        self.store = open_store(corpus, self.out, self.tokenizer, Reading(length, self.held_out), evaluation)
+        reading = Reading(length, self.held_out)
+        self.store = open_store(corpus, self.out, self.tokenizer, reading, evaluation, fresh=fresh)
         facts = self.store.facts
         console.say(
             f"{facts['training']['documents']:,} documents to train on, {facts['held']['documents']:,} held out; layers "
             f"{', '.join(str(layer + 1) for layer in self.layers)} of {depth} make a student of "
             f"{self.student.backbone_parameters:,} parameters from {self.teacher.backbone_parameters:,}"
         )
+        return self.store
 
     def settings(self) -> dict[str, Any]:
         """All that the weights at the end depend on."""
@@ -260,7 +264,8 @@ class _Work:
             seed=self.seed,
             max_seconds=max_seconds,
         )
-        held = held_out_windows(self.store.held, self.masker)
+        documents = held_out_windows(self.store.held, self.masker, MOST_PIECES)
+        held = [window for own in documents for window in own]
         noted = training.read(checkpoint)
         if noted is None:
             noted = {"before": training.measure(held, "comparing with the teacher")}
@@ -279,8 +284,7 @@ class _Work:
         return {
             "pretraining": "; ".join(part for part in (before, "distilled") if part),
             "distilled_from": {"name": self.source.title, "sha256": self.source.fingerprint, "layers": self.layers},
-            "parent": self.source.fingerprint,
-            "parent_name": self.source.title,
+            **descent(self.source),
             "layers": len(self.layers),
             "width": config.hidden_size,
             "parameters": self.student.backbone_parameters,
@@ -313,33 +317,3 @@ class _Work:
         config.architectures = [type(base).__name__]
         card = distilled_card(record, self.out.resolve().name)
         write_backbone(self.out, config, weights, self.tokenizer, record, card, overwrite=overwrite)
-
-
-def _check(
-    losses: Losses,
-    epochs: float | None,
-    steps: int | None,
-    max_seconds: float | None,
-    held_out: float,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-) -> None:
-    if epochs is not None and steps is not None:
-        raise UserError("both --epochs and --steps were given", "Give one of them", "--steps")
-    for option, value in {
-        "--epochs": epochs, "--max-seconds": max_seconds, "--batch-size": batch_size, "--learning-rate": learning_rate,
-        "--temperature": losses.temperature,
-    }.items():  # fmt: skip
-        if value is not None and not value > 0:
-            raise UserError(f"{value:g} is too little", "Give more than 0", option)
-    for option, value in {
-        "--steps": steps, "--seed": seed, "--hidden": losses.hidden, "--relations": losses.relations,
-        "--logits": losses.logits,
-    }.items():  # fmt: skip
-        if value is not None and value < 0:
-            raise UserError(f"{value:g} is too little", "Give 0 or more", option)
-    if not (losses.hidden or losses.relations or losses.logits):
-        raise UserError("all losses have a weight of 0, so that nothing is learnt", "Raise one of them", "--hidden")
-    if not 0 < held_out < 1:
-        raise UserError(f"{held_out} is no share of the documents", "Give a number between 0 and 1", "--held-out")

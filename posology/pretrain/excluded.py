@@ -1,16 +1,19 @@
 """Evaluation documents in a corpus: exact copies, near duplicates, and parts of one another.
 
-A model that has read the test notes has an unfair advantage. Documents are compared by their words, case-folded, whatever
-stands between them: exactly by SHA-256, nearly by the shingles they share (runs of `SHINGLE` words; Broder 1997, "On the
+A model that has read the test notes has an unfair advantage. Documents are compared by their words, as `corpus.wording`
+has it: exactly by SHA-256, nearly by the shingles they share (runs of `SHINGLE` words; Broder 1997, "On the
 resemblance and containment of documents"). All shingles of the evaluation documents are held (12 bytes each), none of
 the corpus. Two documents count as near where they share half of the shingles of the shorter one, so that a note with one
-word in eight changed is found, and a test sentence inside a long note too.
+word in eight changed is found, and a test sentence inside a long note too. Markers that tell a model which relation of a
+sentence is asked for are no part of the sentence.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +21,8 @@ import numpy as np
 import polars as pl
 
 from posology.corpus.document import Document
+from posology.corpus.relations import unmarked, without_placeholders
+from posology.corpus.wording import WORD, folded
 from posology.tasks.prepared import PreparedTask
 
 SHINGLE = 5
@@ -28,21 +33,27 @@ FEWEST = 8
 """Shingles that a document must have to be compared so: phrases of a few words recur in every hospital."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _TABLE_BITS = 24
-_WORD = r"[\p{L}\p{M}\p{N}]+"
+_CUT = "\ufdd0"
+"""Stands, as a word of its own, where words are missing; a code point that Unicode keeps for internal use."""
 SPLITS = ("validation", "test")
+
+
+@functools.cache
+def _cut_hash() -> int:
+    # Not when this is imported: polars starts its threads at the first operation, and a process that is forked after
+    # that, as by a server of workers, waits for them for ever.
+    return int(pl.Series([_CUT]).hash(0)[0])
 
 
 class Words(NamedTuple):
     """The words of some texts.
 
     Attributes:
-        lists: for each text its words, lower-cased: a column of lists.
         digests: SHA-256 of each text's words; of the text itself where it has none.
         hashes: (words,) of every word, text after text.
         counts: (texts,) words of each.
     """
 
-    lists: pl.Series
     digests: list[bytes]
     hashes: np.ndarray
     counts: np.ndarray
@@ -50,7 +61,8 @@ class Words(NamedTuple):
     @classmethod
     def of(cls, texts: Sequence[str]) -> Words:
         """Reads the words off texts."""
-        lists = pl.Series("words", texts, dtype=pl.String).str.to_lowercase().str.extract_all(_WORD)
+        column = pl.Series("words", [folded(text) for text in texts], dtype=pl.String)
+        lists = column.str.extract_all(f"{WORD}|{_CUT}")
         joined = lists.list.join(" ").to_list()
         digests = [
             hashlib.sha256((own or text).encode("utf-8", "surrogatepass")).digest()
@@ -58,10 +70,10 @@ class Words(NamedTuple):
         ]
         counts = lists.list.len().to_numpy().astype(np.int64)
         flat = lists.explode(empty_as_null=False) if counts.any() else pl.Series("words", [], dtype=pl.String)
-        return cls(lists, digests, flat.hash(0).to_numpy(), counts)
+        return cls(digests, flat.hash(0).to_numpy(), counts)
 
     def shingles(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of all shingles, text after text, and the text of each."""
+        """Hashes of all shingles, text after text, and the text of each. None reaches over missing words."""
         count = len(self.hashes) - SHINGLE + 1
         if count <= 0:
             return np.empty(0, np.uint64), np.empty(0, np.int64)
@@ -72,6 +84,9 @@ class Words(NamedTuple):
                 found ^= found >> np.uint64(29)
         owners = np.repeat(np.arange(len(self.counts)), self.counts)
         whole = owners[:count] == owners[SHINGLE - 1 :]
+        if (cuts := self.hashes == _cut_hash()).any():
+            before = np.concatenate([[0], np.cumsum(cuts)])
+            whole &= before[:-SHINGLE] == before[SHINGLE:]
         return found[whole], owners[:count][whole]
 
 
@@ -91,13 +106,16 @@ class Evaluation:
         words = Words.of(kept)
         self.found = np.zeros(len(kept), bool)
         self.fingerprint = hashlib.sha256(b"".join(words.digests)).hexdigest()
-        self._exact = {digest: number for number, digest in enumerate(words.digests)}
+        self._exact: dict[bytes, list[int]] = defaultdict(list)  # texts that differ in writing alone share a digest
+        for number, digest in enumerate(words.digests):
+            self._exact[digest].append(number)
         shingles, owners = words.shingles()
         order = np.lexsort((owners, shingles))
         shingles, owners = shingles[order], owners[order].astype(np.int32)
         first = np.ones(len(order), bool)  # of several equal shingles in one document
         first[1:] = (shingles[1:] != shingles[:-1]) | (owners[1:] != owners[:-1])
         self._shingles, self._owners = shingles[first], owners[first]
+        self._partial = np.array([_CUT in text for text in kept], bool)
         self._sizes = np.bincount(self._owners, minlength=len(kept))
         self._table = np.zeros(2**_TABLE_BITS, bool)  # says no to most shingles of the corpus at once
         self._table[self._places(self._shingles)] = True
@@ -116,15 +134,13 @@ class Evaluation:
         starts = np.searchsorted(owners, np.arange(len(words.counts) + 1))
         answers: list[str | None] = []
         for number, digest in enumerate(words.digests):
-            if (same := self._exact.get(digest)) is not None:
+            own = slice(starts[number], starts[number + 1])
+            near = suspects[number] >= NEAR * FEWEST and self._near(np.unique(shingles[own]))
+            if same := self._exact.get(digest):
                 self.found[same] = True
                 answers.append("exact")
-            elif suspects[number] >= NEAR * FEWEST and self._near(
-                np.unique(shingles[starts[number] : starts[number + 1]])
-            ):
-                answers.append("near")
             else:
-                answers.append(None)
+                answers.append("near" if near else None)
         return answers
 
     def _near(self, own: np.ndarray) -> bool:
@@ -134,8 +150,10 @@ class Evaluation:
         sizes = last - first
         places = np.repeat(first, sizes) + np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         numbers, shared = np.unique(self._owners[places], return_counts=True)
-        shorter = np.minimum(self._sizes[numbers], len(own))
-        near = (shorter >= FEWEST) & (shared >= NEAR * shorter)
+        sizes = self._sizes[numbers]
+        # Where words are missing shingles are, too: as many must be shared as by whole texts, but there may be fewer.
+        comparable = (len(own) >= FEWEST) & (self._partial[numbers] | (sizes >= FEWEST))
+        near = comparable & (shared >= NEAR * np.maximum(np.minimum(sizes, len(own)), FEWEST))
         self.found[numbers[near]] = True
         return bool(near.any())
 
@@ -145,13 +163,27 @@ class Evaluation:
 
 
 def evaluation_texts(tasks: Sequence[PreparedTask]) -> Iterator[str]:
-    """The texts of validation and test documents, second texts of pairs too."""
+    """The texts of validation and test documents as a corpus would have them, second texts of pairs too."""
     for task in tasks:
+        source = _source_of(task)
         for split in SPLITS:
             for document in task.documents(split):
-                yield document.text
+                yield source(document.text)
                 if document.text_pair is not None:
                     yield document.text_pair
+
+
+def _source_of(task: PreparedTask) -> Callable[[str], str]:
+    """What gives back the text that a document was made from, as far as it is still there.
+
+    A task says it where its arguments were replaced; markers around them are the default, which it need not name.
+    """
+    if task.kind != "sequence-classification":
+        return str
+    published = task.source.get("format") == "i2b2-2010" and task.protocol == "paper"
+    if published or (task.source.get("options") or {}).get("markers") == "instead":
+        return lambda text: f" {_CUT} ".join(without_placeholders(text))
+    return unmarked
 
 
 def open_tasks(folders: Sequence[Path]) -> list[PreparedTask]:

@@ -25,16 +25,12 @@ from posology.engine.attention import Segments
 from posology.engine.batch import cut
 from posology.engine.encode import Window
 from posology.pretrain.loop import Pretraining
-from posology.pretrain.masking import HELD_OUT, Masker
-from posology.pretrain.order import Order
-from posology.pretrain.store import Texts
 from posology.pretrain.student import Seen, Watched
 
-LOSSES = ("hidden", "relations", "logits")
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 8192}
 """Pieces of a micro-batch: relations hold scores of all pairs of tokens, for both models."""
 MOST_PIECES = 20_000
-"""Held-out pieces that are read, at most."""
+"""Held-out pieces that are read, about."""
 
 
 class Losses(NamedTuple):
@@ -85,24 +81,6 @@ def logit_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float)
 def relation_heads(teacher: int, student: int, heads: int) -> int:
     """As many relation heads as the teacher has heads, or the next smaller number that cuts both widths evenly."""
     return next(count for count in range(heads, 0, -1) if not teacher % count and not student % count)
-
-
-class Whole:
-    """Takes the place of `Masker` where nothing is guessed: texts as they are, all of whose pieces are compared.
-
-    Args:
-        before, after: special tokens around a text.
-        seed: of the order of held-out texts.
-    """
-
-    def __init__(self, before: Sequence[int], after: Sequence[int], seed: int):
-        self._before, self._after, self.seed = np.array(before, np.int64), np.array(after, np.int64), seed
-
-    def window(self, number: int, ids: np.ndarray, _starts: np.ndarray, *_when: int) -> Window:
-        """See `Masker.window`."""
-        return Window(
-            number, np.concatenate((self._before, ids, self._after)), 0, np.arange(len(ids)) + len(self._before), ids
-        )
 
 
 class Imitation(Pretraining):
@@ -174,29 +152,14 @@ class Imitation(Pretraining):
 
     def measure(self, windows: Sequence[Window], description: str) -> dict[str, float]:
         """The mean of each loss on some texts."""
-        found = dict.fromkeys(LOSSES, 0.0)
+        found: dict[str, float] = {}
         with console.progress(description, len(windows)) as advance, torch.no_grad():
             for group in cut([[window] for window in windows], self._token_budget, padded=False):
                 for name, value in self.sums(group)[0].items():
-                    found[name] += float(value)
+                    found[name] = found.get(name, 0.0) + float(value)
                 advance(len(group))
         scales = self._scales(windows)
-        return {name: value / max(1, scales[name]) for name, value in found.items() if value}
-
-
-def held_out_windows(texts: Texts, masker: Masker | Whole) -> list[Window]:
-    """Randomly drawn held-out texts; the same pieces are hidden each time."""
-    found: list[Window] = []
-    pieces = 0
-    for number in Order(len(texts), masker.seed, 0)(np.arange(len(texts))):
-        ids, starts, _ = texts.read(int(number))
-        window = masker.window(int(number), ids, starts, HELD_OUT)
-        if len(window.words):
-            found.append(window)
-            pieces += len(ids)
-        if pieces >= MOST_PIECES:
-            break
-    return found
+        return {name: value / max(1, scales[name]) for name, value in found.items()}
 
 
 def projection_for(student: int, teacher: int) -> nn.Linear | None:

@@ -146,7 +146,7 @@ class Pretraining:
                 f"Lower the learning rate (--learning-rate {self._recipe.learning_rate / 5:g})",
             )
         for group in self._optimiser.param_groups:
-            group["lr"] = self._recipe.learning_rate * schedule(self._recipe, self.share * self._steps, self._steps)
+            group["lr"] = self._recipe.learning_rate * self._schedule()
         weights = [weight for weight in self._weights.values() if weight.grad is not None]
         torch.nn.utils.clip_grad_norm_(weights, self._recipe.max_grad_norm)
         self._optimiser.step()
@@ -157,6 +157,14 @@ class Pretraining:
         progress.tokens += tokens
         progress.hidden += hidden
         self._spend(time.perf_counter() - began)
+
+    def _schedule(self) -> float:
+        """The share of the peak at this point: behind a new head's time alone it rises once more, for all other weights."""
+        factor = schedule(self._recipe, self.share * self._steps, self._steps)
+        rise = self._recipe.warmup
+        if not self.progress.head_steps or self.head_only or rise * self._steps < 1:
+            return factor
+        return factor * min(1.0, max(0.0, self.share - HEAD_SHARE) / rise)
 
     def _backward(self, windows: list[Window]) -> tuple[float, int, int]:
         """Adds the gradients of a batch; its mean loss over hidden pieces, its pieces, and those hidden."""

@@ -7,6 +7,7 @@ stay as they are (Devlin et al. 2019, section 3.1).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,3 +119,21 @@ class Masker:
         shown[places] = np.where(lot < _MASKED, self.mask, np.where(lot < _RANDOM, others, targets))
         row = np.concatenate((self.before, shown, self.after))
         return Window(number, row, 0, places + len(self.before), targets)
+
+
+class Whole:
+    """Takes the place of `Masker` where nothing is guessed: texts as they are, all of whose pieces are compared.
+
+    Args:
+        before, after: special tokens around a text.
+        seed: of the order of held-out texts.
+    """
+
+    def __init__(self, before: Sequence[int], after: Sequence[int], seed: int):
+        self._before, self._after, self.seed = np.array(before, np.int64), np.array(after, np.int64), seed
+
+    def window(self, number: int, ids: np.ndarray, _starts: np.ndarray, *_when: int) -> Window:
+        """See `Masker.window`."""
+        return Window(
+            number, np.concatenate((self._before, ids, self._after)), 0, np.arange(len(ids)) + len(self._before), ids
+        )

@@ -115,12 +115,6 @@ def load_masked(
     """
     if method not in METHODS:
         raise UserError(f"there is no way {method!r} to pre-train", f"Choose {' or '.join(METHODS)}", "--method")
-    if method == "lora" and new_words:
-        raise UserError(
-            "the embeddings of new words must be trained, and LoRA trains none",
-            "Use --method full, or leave out --extend-vocabulary",
-            "--method lora",
-        )
     config = load_config(source)
     architecture = architecture_of(config, source.family)
     if architecture.pooling == "last":

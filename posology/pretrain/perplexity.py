@@ -13,13 +13,13 @@ from posology import console
 from posology.engine.batch import cut
 from posology.engine.encode import Window
 from posology.engine.precision import Precision
-from posology.pretrain.masking import HELD_OUT, Masker
+from posology.pretrain.masking import HELD_OUT, Masker, Whole
 from posology.pretrain.mlm import MaskedModel
 from posology.pretrain.order import Order
 from posology.pretrain.store import Texts
 
 MOST_PIECES = 200_000
-"""Held-out pieces that are read, at most: documents are drawn at random until there are so many."""
+"""Held-out pieces that are read: documents are drawn at random, each read whole, until there are so many."""
 _LEVEL = 0.95
 
 
@@ -50,19 +50,28 @@ def change(before: HeldOut, after: HeldOut) -> dict[str, float | None]:
     return _ratio(after.sums - before.sums, before.counts)
 
 
-def held_out_windows(texts: Texts, masker: Masker) -> list[list[Window]]:
-    """Texts of randomly drawn held-out documents with hidden words, by document; documents without any are left out."""
-    found: dict[int, list[Window]] = {}
-    pieces = 0
-    for number in Order(len(texts), masker.seed, 0)(np.arange(len(texts))):
-        ids, starts, document = texts.read(int(number))
-        window = masker.window(int(number), ids, starts, HELD_OUT)
-        if len(window.words):
-            found.setdefault(document, []).append(window)
-            pieces += len(ids)
-        if pieces >= MOST_PIECES:
+def held_out_windows(texts: Texts, masker: Masker | Whole, most: int = MOST_PIECES) -> list[list[Window]]:
+    """The texts of randomly drawn documents, the same words hidden each time; texts and documents without any left out.
+
+    Args:
+        texts: those held out.
+        masker: hides words.
+        most: pieces; the last document may go beyond.
+    """
+    borders, found, pieces = texts.documents(), [], 0
+    for document in Order(len(borders) - 1, masker.seed, 0)(np.arange(len(borders) - 1)):
+        own = []
+        for number in range(int(borders[document]), int(borders[document + 1])):
+            ids, starts, _ = texts.read(number)
+            window = masker.window(number, ids, starts, HELD_OUT)
+            if len(window.words):
+                own.append(window)
+                pieces += len(ids)
+        if own:
+            found.append(own)
+        if pieces >= most:
             break
-    return list(found.values())
+    return found
 
 
 def measure(

@@ -5,12 +5,15 @@
         training.windows     where each text begins, and the document it is of: 2 x int64, and one more at the end
         held.pieces, held.windows     of the documents that are held out
         facts.json           counts, and what they follow from
+        lock                 held by the process that makes or reads it
 
 Pieces are notes in another spelling. They are read with `pread`, not mapped: mapped pages would count as memory in use.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posology import console
 from posology.corpus.document import Document
+from posology.engine.checkpoint import left_behind
 from posology.engine.tokens import fingerprint
 from posology.errors import UserError
 from posology.files import check_space, write_json
@@ -34,7 +39,7 @@ from posology.pretrain.excluded import Evaluation, Words, read_words
 from posology.pretrain.vocabulary import WordCounts, coverage, lowers
 
 BLOCK_CHARACTERS = 2**20
-_FACTS = "facts.json"
+_FACTS, _LOCK = "facts.json", "lock"
 _ROW = 16
 _BYTES_PER_CHARACTER = 0.6
 """Of the pieces on disk, for each byte of a corpus: about four characters make a piece of two bytes."""
@@ -85,6 +90,11 @@ class Texts:
         found = np.frombuffer(content, self._dtype)
         return (found & ~self._flag).astype(np.int64), (found & self._flag) != 0, int(row[1])
 
+    def documents(self) -> np.ndarray:
+        """Where the texts of each document begin, and where those of the last one end: (documents + 1,)."""
+        rows = np.fromfile(self._windows.name, np.int64).reshape(-1, 2)
+        return np.flatnonzero(np.diff(rows[:, 1], prepend=-1))
+
     def close(self) -> None:
         """Gives the files back."""
         self._pieces.close()
@@ -92,13 +102,18 @@ class Texts:
 
 
 class _Writer:
-    """Writes one part of a store."""
+    """Writes one part of a store.
+
+    Attributes:
+        digest: of everything written.
+    """
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]):
         self._dtype, self._flag = dtype, dtype.type(1 << (8 * dtype.itemsize - 1))
         self._pieces = _own_file(folder / f"{name}.pieces")
         self._windows = _own_file(folder / f"{name}.windows")
         self.documents = self.windows = self.pieces = 0
+        self.digest = hashlib.sha256()
 
     def add(self, ids: np.ndarray, starts: np.ndarray, length: int) -> None:
         """Adds a document."""
@@ -108,8 +123,9 @@ class _Writer:
         rows = np.empty((len(borders), 2), np.int64)
         rows[:, 0] = [self.pieces + begin for begin, _ in borders]
         rows[:, 1] = self.documents
-        self._pieces.write(content.tobytes())
-        self._windows.write(rows.tobytes())
+        for file, written in ((self._pieces, content.tobytes()), (self._windows, rows.tobytes())):
+            file.write(written)
+            self.digest.update(written)
         self.documents += 1
         self.windows += len(borders)
         self.pieces += len(ids)
@@ -121,23 +137,39 @@ class _Writer:
 
 
 class Store:
-    """A corpus as pieces on disk.
+    """A corpus as pieces on disk; a context, at whose end it is deleted, unless there is a checkpoint to go on from.
+
+    Args:
+        out: the output beside which it lies.
+        facts: below.
+        lock: its lock's file descriptor.
 
     Attributes:
         training, held: texts to train on, and those held out.
-        facts: `fingerprint` of the corpus, `documents`, `dropped`, `excluded` ({`exact`, `near`}), `coverage`, and for
-            each part `documents`, `windows` and `pieces`.
+        facts: `fingerprint` of the corpus (of its words), `content` (a hash of all pieces in both parts), `documents`,
+            `dropped`, `excluded` ({`exact`, `near`}), `coverage`, and for each part `documents`, `windows` and `pieces`.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any]):
-        self.folder, self.facts = folder, facts
+    def __init__(self, out: Path, facts: dict[str, Any], lock: int):
+        self.folder, self.facts = folder_of(out), facts
+        self._out, self._lock = out, lock
         dtype = np.dtype(facts["dtype"])
-        self.training, self.held = Texts(folder, "training", dtype), Texts(folder, "held", dtype)
+        self.training, self.held = (Texts(self.folder, name, dtype) for name in ("training", "held"))
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None and left_behind(self._out):
+            self.close()
+        else:
+            self.remove()
 
     def close(self) -> None:
         """Gives the files back."""
         self.training.close()
         self.held.close()
+        os.close(self._lock)
 
     def remove(self) -> None:
         """Deletes it."""
@@ -166,7 +198,13 @@ def cuts(starts: np.ndarray, length: int) -> list[tuple[int, int]]:
 
 
 def open_store(
-    corpus: Corpus, out: Path, tokenizer: PreTrainedTokenizerBase, reading: Reading, evaluation: Evaluation | None
+    corpus: Corpus,
+    out: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    evaluation: Evaluation | None,
+    *,
+    fresh: bool = False,
 ) -> Store:
     """The pieces of a corpus: those on disk where they are of the same corpus and settings, else made now.
 
@@ -176,36 +214,62 @@ def open_store(
         tokenizer: cuts words into pieces.
         reading: lengths and shares.
         evaluation: documents that are left out.
+        fresh: make them now in any case.
 
     Raises:
-        UserError: the corpus cannot be read, nothing is left to train on or to hold out, or the disk is full.
+        UserError: the corpus cannot be read, nothing is left to train on or to hold out, the disk is full, or another
+            process makes the same output.
     """
     folder = folder_of(out)
     key = _key(corpus, tokenizer, reading, evaluation)
     try:
-        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        if facts["key"] == key:
-            return Store(folder, facts)
-    except (OSError, ValueError, KeyError):
-        pass  # none, or not whole
-    shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = _locked(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if not fresh:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none, or not whole
+            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+            if facts["key"] == key:
+                return Store(out, facts, lock)
     try:
-        folder.mkdir(mode=0o700, parents=True)
+        for path in folder.iterdir():
+            if path.name != _LOCK:
+                path.unlink()
         check_space(folder, int(_BYTES_PER_CHARACTER * corpus.bytes))
         facts = _make(corpus, folder, tokenizer, reading, evaluation)
         _check(facts, reading)
         write_json(folder / _FACTS, facts | {"key": key})
-    except OSError as error:
+        return Store(out, facts, lock)
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(
-            f"the pieces of the corpus cannot be written there ({error.strerror or error})",
-            "Free some space, or name another --out",
-            folder.parent,
-        ) from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+        if isinstance(error, OSError):
+            raise _cannot_write(folder, error) from error
         raise
-    return Store(folder, facts)
+
+
+def _locked(folder: Path) -> int:
+    """The lock of a store, held until it is closed."""
+    lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(
+            "another process reads a corpus for this folder", "Wait until it ends, or name another folder", "--out"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the pieces of the corpus cannot be written there ({error.strerror or error})",
+        "Free some space, or name another --out",
+        folder.parent,
+    )
 
 
 def count_words(
@@ -217,13 +281,12 @@ def count_words(
         for block in blocks(iter(corpus), BLOCK_CHARACTERS, advance):
             words = read_words(block)
             verdicts = evaluation.look(words) if evaluation is not None else [None] * len(block)
-            counts.add(
-                [
-                    document.text
-                    for number, (document, verdict) in enumerate(zip(block, verdicts, strict=True))
-                    if verdict is None and not reading.holds_out(_decider(document, words, number, corpus))
-                ]
-            )
+            kept = [
+                document
+                for number, (document, verdict) in enumerate(zip(block, verdicts, strict=True))
+                if verdict is None and not reading.holds_out(_decider(document, words, number))
+            ]
+            counts.add([document.text for document in kept], [document.group for document in kept])
     return counts
 
 
@@ -255,13 +318,14 @@ def _make(
                     empty += 1
                     continue
                 starts = np.diff(np.array(encoding.word_ids, np.int64), prepend=-1) != 0
-                held = reading.holds_out(_decider(block[number], words, number, corpus))
+                held = reading.holds_out(_decider(block[number], words, number))
                 parts["held" if held else "training"].add(ids, starts, reading.length)
     for part in parts.values():
         part.close()
     return {
         "dtype": dtype.name,
         "fingerprint": digest.hexdigest(),
+        "content": hashlib.sha256(b"".join(part.digest.digest() for part in parts.values())).hexdigest(),
         "documents": documents,
         "dropped": {"empty": corpus.counts["dropped_empty"] + empty, "error": corpus.counts["dropped_error"]},
         "excluded": {kind: excluded[kind] for kind in ("exact", "near")},
@@ -276,9 +340,9 @@ def _make(
     }
 
 
-def _decider(document: Document, words: Words, number: int, corpus: Corpus) -> bytes:
+def _decider(document: Document, words: Words, number: int) -> bytes:
     """What decides whether a document is held out: its patient, where the corpus says who that is."""
-    return hashlib.sha256(document.group.encode()).digest() if corpus.grouped else words.digests[number]
+    return hashlib.sha256(document.group.encode()).digest() if document.group else words.digests[number]
 
 
 def _check(facts: dict[str, Any], reading: Reading) -> None:

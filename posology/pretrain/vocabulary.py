@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,26 +13,36 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posology.corpus.wording import encodable
 from posology.errors import UserError
 
-FEWEST_DOCUMENTS = 10
-"""Documents that a word must stand in to become part of the vocabulary, which goes wherever the backbone goes: names of
-patients rarely stand in so many, but nothing here can tell them from other words."""
+FEWEST_GROUPS = 10
+"""Patients in whose notes a word must stand to become part of the vocabulary, which goes wherever the backbone goes. A
+name is rarely that of so many, but nothing here can tell one from other words; and where patients are not known, single
+documents count in their place, of which one patient may have as many."""
 _WORD = r"\p{L}[\p{L}\p{M}\p{N}]*"
 _MOST_WORDS = 200_000
 _WORST, _SHORTEST = 50, 3
 
 
 class Count(NamedTuple):
-    """How often a word occurs, and in how many documents."""
+    """How often a word occurs, and where.
+
+    Attributes:
+        occurrences: of the word.
+        groups: numbers that stand for the patients (or documents) whose notes have it; None: `FEWEST_GROUPS` or more.
+    """
 
     occurrences: int
-    documents: int
+    groups: tuple[int, ...] | None
 
 
 class WordCounts:
     """Counts words in bounded memory: where there are too many, the rarest are forgotten (lossy counting, Manku and
     Motwani 2002), so that the counts of frequent words are right and rare ones are missing.
+
+    Words are counted as they are written, with composed letters, since that is what a tokenizer cuts; other than in
+    `corpus.wording`, where only capitals differ they may be two words.
 
     Args:
         lower: whether capitals make no difference.
@@ -44,24 +56,51 @@ class WordCounts:
         self._lower = lower
         self.counts: dict[str, Count] = {}
         self.occurrences = 0
+        self._texts = 0
 
-    def add(self, texts: Sequence[str]) -> None:
-        """Counts the words of some documents."""
-        column = pl.Series("word", texts, dtype=pl.String)
+    def add(self, texts: Sequence[str], groups: Sequence[str] | None = None) -> None:
+        """Counts the words of some documents.
+
+        Args:
+            texts: of the documents.
+            groups: the patient of each; empty where that is not known.
+        """
+        composed = [unicodedata.normalize("NFC", encodable(text)) for text in texts]
+        column = pl.Series("word", composed, dtype=pl.String)
         words = (column.str.to_lowercase() if self._lower else column).str.extract_all(_WORD)
-        frame = pl.DataFrame({"word": words}).with_row_index("text").explode("word").drop_nulls()
+        numbers = pl.Series("group", self._numbers(len(texts), groups), dtype=pl.UInt64)
+        frame = pl.DataFrame([words, numbers]).explode("word").drop_nulls()
         self.occurrences += frame.height
-        grouped = frame.group_by("word", maintain_order=True).agg(pl.len().alias("all"), pl.col("text").n_unique())
-        for word, occurrences, documents in grouped.select("word", "all", "text").iter_rows():
+        grouped = frame.group_by("word", maintain_order=True).agg(
+            pl.len().alias("all"), pl.col("group").unique(maintain_order=True).head(FEWEST_GROUPS)
+        )
+        for word, occurrences, found in grouped.iter_rows():
             before = self.counts.get(word, _NONE)
-            self.counts[word] = Count(before.occurrences + occurrences, before.documents + documents)
+            known = before.groups
+            if known is not None:
+                both = {*known, *found}
+                known = tuple(both) if len(both) < FEWEST_GROUPS else None
+            self.counts[word] = Count(before.occurrences + occurrences, known)
         rare = 0
         while len(self.counts) > _MOST_WORDS:
             rare += 1
             self.counts = {word: count for word, count in self.counts.items() if count.occurrences > rare}
 
+    def _numbers(self, texts: int, groups: Sequence[str] | None) -> list[int]:
+        """What stands for the group of each text: a hash of its name, or the number of the text."""
+        first, self._texts = self._texts, self._texts + texts
+        return [
+            _hash(group) if group else first + number
+            for number, group in enumerate(groups if groups is not None else [""] * texts)
+        ]
 
-_NONE = Count(0, 0)
+
+def _hash(group: str) -> int:
+    """64 bits, so that names of any length take little room."""
+    return int.from_bytes(hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+_NONE = Count(0, ())
 
 
 def lowers(backend: Tokenizer) -> bool:
@@ -118,7 +157,7 @@ def new_words(counts: WordCounts, tokenizer: PreTrainedTokenizerBase, number: in
     Args:
         counts: of the corpus.
         tokenizer: as it is.
-        number: of words wanted; fewer where no more stand in `FEWEST_DOCUMENTS` documents.
+        number: of words wanted; fewer where no more stand in notes of `FEWEST_GROUPS` patients.
 
     Raises:
         UserError: no word is worth it.
@@ -126,7 +165,7 @@ def new_words(counts: WordCounts, tokenizer: PreTrainedTokenizerBase, number: in
     words = [
         word
         for word, count in counts.counts.items()
-        if count.documents >= FEWEST_DOCUMENTS and len(word) >= _SHORTEST and word.isalpha()
+        if count.groups is None and len(word) >= _SHORTEST and word.isalpha()
     ]
     pieces, _ = _pieces(words, tokenizer)
     saved = {
@@ -134,7 +173,8 @@ def new_words(counts: WordCounts, tokenizer: PreTrainedTokenizerBase, number: in
     }
     if not saved:
         raise UserError(
-            f"no word of several pieces stands in {FEWEST_DOCUMENTS} documents or more",
+            f"no word of several pieces stands in {FEWEST_GROUPS} documents or more (of as many patients, where they are "
+            "known)",
             "Leave it out",
             "--extend-vocabulary",
         )

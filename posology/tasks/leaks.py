@@ -8,22 +8,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
-import regex
-
 from posology.console import say
 from posology.corpus.document import Document
+from posology.corpus.wording import wording
 from posology.errors import UserError
 from posology.tasks.prepared import SPLITS
 
 LeakRule = Literal["refuse", "allow", "drop"]
 
-_NOT_WORD = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
-
 
 def text_key(document: Document) -> bytes:
-    """Equal for documents with the same text: the same words in the text and its pair, case-folded, whatever stands
-    between them."""
-    parts = [_NOT_WORD.sub(" ", text.casefold()).strip() for text in (document.text, document.text_pair or "")]
+    """Equal for documents with the same text: the same words in the text and its pair, as `corpus.wording` has it."""
+    parts = [wording(document.text), wording(document.text_pair or "")]
     # Texts of signs only would all be equal without their signs.
     content = "\n".join(parts) if any(parts) else document.text
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -4,10 +4,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from posology.corpus.brat import BratDocument, read_brat
 from posology.corpus.document import Document
-from posology.corpus.relations import Argument, from_brat, from_marked, mark
+from posology.corpus.relations import Argument, from_brat, from_marked, mark, unmarked, without_placeholders
 from posology.errors import UserError
 
 TEXT = "Aspirin blocks COX1. Ibuprofen too.\nNaproxen blocks COX2 and COX1."
@@ -32,6 +34,33 @@ def test_markers() -> None:
     )
     assert mark("abc blocks: xy.", first, second, "instead") == "@Drug$ blocks: @Gene$."
     assert mark("ab", Argument(0, 1, ""), Argument(1, 2, ""), "instead") == "@E1$@E2$"
+
+
+@given(
+    st.text(max_size=40),
+    st.lists(st.integers(0, 40), min_size=4, max_size=4).map(sorted),
+    st.sampled_from(["", "Chemical", "GENE-N", "problem"]),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_markers_can_be_taken_off(text: str, ends: list[int], kind: str, turned: bool) -> None:
+    ends = [min(end, len(text)) for end in ends]
+    first, second = Argument(ends[0], ends[1], kind), Argument(ends[2], ends[3], kind)
+    if "[E" in text or ends[0] == ends[2]:
+        return
+    if turned:
+        first, second = second, first
+    assert unmarked(mark(text, first, second, "around")) == text == unmarked(text)
+    if "@" not in text and "$" not in text:
+        left = without_placeholders(mark(text, first, second, "instead"))
+        assert left == [text[: ends[0]], text[ends[1] : ends[2]], text[ends[3] :]]
+
+
+def test_what_looks_like_a_marker_stays() -> None:
+    for text in ("[E1] alone", "[E1:a] x [/E1:b]", "plates [E1] [/E1] and [E2].", "[E3] x [/E3]"):
+        assert unmarked(text) == text
+    assert without_placeholders("seen @problem-test$ today") == ["seen ", " today"]
+    assert without_placeholders("mail a@b for 5 $, or @ $") == ["mail a@b for 5 $, or @ $"]
 
 
 def test_pairs_of_a_sentence(tmp_path: Path) -> None:

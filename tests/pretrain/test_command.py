@@ -181,8 +181,8 @@ def test_new_words_go_into_tokenizer_and_model(corpus: Path, backbone: Path, tmp
     ("options", "problem"),
     [
         ({"epochs": 1, "steps": 2}, "both --epochs and --steps"),
-        ({"steps": 0}, "0 is not more than 0"),
-        ({"max_seconds": -1}, "not more than 0"),
+        ({"steps": 0}, "0 is no number above 0"),
+        ({"max_seconds": -1}, "no number above 0"),
         ({"held_out": 0.0}, "no share of the documents"),
         ({"mask_rate": 1.5}, "no share of the words"),
         ({"method": "lora", "extend_vocabulary": 2}, "embeddings of new words"),
@@ -191,7 +191,8 @@ def test_new_words_go_into_tokenizer_and_model(corpus: Path, backbone: Path, tmp
         ({"max_length": 2}, "leave no room"),
         ({"learning_rate": 20.0}, "far too much"),
         ({"text": "body"}, "no column 'body'"),
-        ({"extend_vocabulary": -1}, "less than 0"),
+        ({"extend_vocabulary": -1}, "no number from 0"),
+        ({"epochs": float("inf")}, "no number above 0"),
     ],
 )
 def test_mistakes_are_said_and_nothing_is_written(

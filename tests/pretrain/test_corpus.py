@@ -60,13 +60,15 @@ def test_every_form_gives_the_same_texts(form: str, tmp_path: Path) -> None:
     for _ in range(2):  # it may be read again
         found = list(corpus)
         assert [document.text for document in found] == TEXTS
-    assert corpus.grouped is (form != "folder")
-    if corpus.grouped:
-        assert [document.group for document in found] in (["p0", "p0", "p1"], ["0", "0", "1"])
+    patients = {"folder": ["", "", ""], "noteevents": ["0", "0", "1"]}.get(form, ["p0", "p0", "p1"])
+    assert [document.group for document in found] == patients
     dropped = {"folder": {"dropped_empty": 1}, "noteevents": {"dropped_empty": 1, "dropped_error": 1}}
     assert dict(corpus.counts) == dropped.get(form, {})
     assert [document.text for document in documents(path, columns)] == TEXTS
     assert corpus.bytes > 0 and corpus.stamp() == Corpus([path], columns).stamp()
+    if form == "jsonl":
+        ways: list[dict[str, Any]] = [{}, {"encoding": "latin-1"}, {"quoting": False}]
+        assert len({json.dumps(Corpus([path], columns, **way).stamp()) for way in ways}) == 3
 
 
 def test_several_sources_are_read_in_turn(tmp_path: Path) -> None:
@@ -84,6 +86,7 @@ def test_several_sources_are_read_in_turn(tmp_path: Path) -> None:
         ("notes.csv", "a,b\n1,2\n", "no column is named text"),
         ("notes.jsonl", "", "has no rows"),
         ("notes", "", "no .txt files"),
+        ("notes.txt", "x", "one text file, which would be one document"),
     ],
 )
 def test_what_cannot_be_read_is_refused(name: str, content: str | None, problem: str, tmp_path: Path) -> None:
@@ -166,13 +169,64 @@ def test_a_store_is_used_again_while_nothing_changed(tmp_path: Path, monkeypatch
     before = (first.folder / "facts.json").stat().st_mtime_ns
     path = tmp_path / "corpus.jsonl"
     reading = Reading(length=30, held_out=0.3)
+    with pytest.raises(UserError, match="another process"):
+        open_store(Corpus([path]), tmp_path / "out", tokenizer(), reading, None)
+    first.close()
     again = open_store(Corpus([path]), tmp_path / "out", tokenizer(), reading, None)
     assert (again.folder / "facts.json").stat().st_mtime_ns == before
-    open_store(Corpus([path]), tmp_path / "out", tokenizer(), Reading(length=29, held_out=0.3), None)
-    assert (again.folder / "facts.json").stat().st_mtime_ns != before
+    again.close()
+    fresh = open_store(Corpus([path]), tmp_path / "out", tokenizer(), reading, None, fresh=True)
+    assert (again.folder / "facts.json").stat().st_mtime_ns != before and fresh.facts == first.facts
+    fresh.close()
+    other = open_store(Corpus([path]), tmp_path / "out", tokenizer(), Reading(length=29, held_out=0.5), None)
+    assert other.facts["content"] != first.facts["content"] and other.facts["fingerprint"] == first.facts["fingerprint"]
+    other.close()
     (again.folder / "facts.json").write_text("{")  # killed in the middle
     changed = open_store(Corpus([path]), tmp_path / "out", tokenizer(), reading, None)
     assert changed.facts == first.facts
+    changed.remove()
+    assert not changed.folder.exists()
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_store_goes_with_the_work_unless_that_can_go_on(tmp_path: Path, checkpoint: bool) -> None:
+    from posology.engine import checkpoint as checkpoints
+
+    with make_store(tmp_path, ["one note", "two notes", "three notes and more"] * 9) as store:
+        pass
+    assert not store.folder.exists()
+    if checkpoint:
+        state = checkpoints.folder_of(tmp_path / "out") / "state.safetensors"
+        state.parent.mkdir()
+        state.touch()
+    with pytest.raises(ValueError, match="x"), make_store(tmp_path, ["one note", "two notes", "three"] * 9):
+        raise ValueError("x")
+    assert store.folder.exists() is checkpoint
+
+
+def test_half_a_character_is_refused_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "broken \\ud83d here"}\n')
+    with pytest.raises(UserError, match=r"notes\.jsonl:2: .* half of one"):
+        list(Corpus([path]))
+
+
+def test_the_patients_of_one_source_count_beside_another_without(tmp_path: Path) -> None:
+    who, no_one = tmp_path / "who.jsonl", tmp_path / "texts"
+    who.write_text(
+        "".join(json.dumps({"text": f"{n} note of {p}", "who": p}) + "\n" for n in range(20) for p in "abcdefgh")
+    )
+    no_one.mkdir()
+    for number in range(20):
+        (no_one / f"{number}.txt").write_text(f"text {number}")
+    columns = Columns(text="text", group="who")
+    store = open_store(Corpus([who, no_one], columns), tmp_path / "out", tokenizer(), Reading(30, 0.4), None)
+    last = {
+        name: {int(part.read(number)[0][-1]) for number in range(len(part))}
+        for name, part in (("training", store.training), ("held", store.held))
+    }
+    letters = {tokenizer()(letter, add_special_tokens=False)["input_ids"][0] for letter in "abcdefgh"}
+    assert letters & last["training"] and letters & last["held"] and not letters & last["training"] & last["held"]
 
 
 def test_a_patient_is_trained_on_or_held_out(tmp_path: Path) -> None:

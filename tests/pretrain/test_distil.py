@@ -385,10 +385,13 @@ def test_stopped_and_resumed_it_is_the_same_bit_for_bit(
         ({"student_layers": 0}, "no student of 0"),
         ({"student_width": 20}, "a multiple of 8 below 32"),
         ({"losses": Losses(0, 0, 0)}, "nothing is learnt"),
-        ({"losses": Losses(hidden=-1)}, "--hidden: -1 is too little"),
+        ({"losses": Losses(hidden=-1)}, "--hidden: -1 is no number from 0"),
         ({"epochs": 2.0}, "both --epochs and --steps"),
-        ({"steps": -1}, "--steps: -1 is too little"),
+        ({"steps": -1}, "--steps: -1 is no number from 0"),
         ({"held_out": 1.0}, "no share of the documents"),
+        ({"max_length": 4}, "leave no room"),
+        ({"learning_rate": 20.0}, "far too much"),
+        ({"steps": None, "epochs": float("inf")}, "no number above 0"),
     ],
 )
 def test_what_is_wrong_is_said(

@@ -131,6 +131,21 @@ def test_the_loss_is_that_of_hinton(class_weights: Any) -> None:
     torch.testing.assert_close(found, total / sum(weight))
 
 
+def test_a_class_that_cannot_be_is_no_silence() -> None:
+    answers = torch.tensor([[0.3, -0.2, 0.1], [0.5, 0.0, -0.5]])
+    teacher = np.array([[0.0, 1.0, -np.inf], [np.nan, 0.0, -np.inf]], np.float32)
+    none = np.empty(0, np.int64)
+    windows = [[Window(number, np.array([2, 5, 3]), 0, none, none)] for number in range(2)]
+    training = Student(
+        {"weight": torch.nn.Parameter(torch.zeros(1))}, Encoded(windows, np.full(2, 1), np.full(2, 1), []),
+        [np.array(UNLABELLED)] * 2, Recipe(learning_rate=1.0), kind="sequence-classification", outputs=3, seed=0,
+        soft=Soft(list(teacher), 2.0, 1.0, {}),
+    )  # fmt: skip
+    goal = torch.tensor([0.0, 0.5]).softmax(0)
+    wanted = -4 * (goal * (answers[0] / 2).log_softmax(0)[:2]).sum()
+    torch.testing.assert_close(training.loss(answers, pack([own[0] for own in windows])), wanted)
+
+
 @pytest.mark.parametrize("kind", ["sequence-classification", "token-classification"])
 def test_without_weight_it_is_ordinary_training_bit_for_bit(
     kind: str,
@@ -175,6 +190,40 @@ def test_a_student_answers_as_its_teacher_where_no_label_was(
     assert record["training"]["per_label"] == {
         label: sum(document.label == label for document in splits["train"]) for label in classification.labels
     }
+
+
+def test_a_forest_teaches_what_its_trees_agree_on(backbone: Path, classification: PreparedTask, tmp_path: Path) -> None:
+    """Many of its answers have a class of probability 0, of which the logit is -inf."""
+    forest = tmp_path / "forest"
+    posology.train(classification.folder, "", "random-forest", forest, overrides={"trees": 3, "min_leaf": 1})
+    documents, nothing = classification.documents("train"), Encoded([], np.zeros(0), np.zeros(0), [])
+    own = np.stack(load(forest).answer(documents).logits)
+    assert np.isneginf(own).any(axis=1).mean() > 0.2
+    soft = np.stack(ask(Teaching(forest), classification, documents, nothing, None).logits)
+    assert np.isfinite(soft).all()
+    np.testing.assert_allclose(functional.softmax(torch.from_numpy(soft), 1), np.exp(own), atol=2e-6)
+    possible = np.isfinite(own)
+    np.testing.assert_array_equal(soft[possible], own[possible].astype(np.float32))
+    result = distil_task(
+        forest, classification.folder, student=str(backbone), out=tmp_path / "run", weight=1.0,
+        overrides=RECIPE | {"epochs": 8, "patience": 10},
+    )  # fmt: skip
+    assert result["metrics"]["macro_f1"]["value"] > 0.8
+
+
+def test_a_teacher_without_any_answer_is_refused(
+    teachers: dict[str, Path], classification: PreparedTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, documents = teachers[classification.kind], classification.documents("test")[:3]
+    model = load(folder)
+    answers = model.answer(documents)
+    nothing = Encoded([], np.zeros(0), np.zeros(0), [])
+    silent = [np.full_like(values, np.nan) for values in answers.logits]
+    monkeypatch.setattr(type(model), "answer", lambda *_: answers._replace(logits=silent))
+    with pytest.raises(UserError, match="has no answer to any of the documents"):
+        ask(Teaching(folder), classification, documents, nothing, None)
+    silent[1] = answers.logits[1]
+    assert np.isnan(np.stack(ask(Teaching(folder), classification, documents, nothing, None).logits)).any(1).sum() == 2
 
 
 # --- taggers ----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import unicodedata
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from posology.corpus.document import Document
+from posology.corpus.relations import Argument, Markers, mark
 from posology.pretrain.excluded import Evaluation, Words, evaluation_texts
-from posology.tasks.prepared import PreparedTask
+from posology.tasks.prepared import PreparedTask, write_prepared
 
 
 def vocabulary(number: int) -> list[str]:
@@ -87,3 +91,100 @@ def test_it_is_of_validation_and_test(classification: PreparedTask) -> None:
     assert texts == wanted
     training: list[Document] = classification.documents("train")
     assert not {document.text for document in training} & set(texts)
+
+
+# --- sentences in which a relation was marked -------------------------------------------------------------------------
+
+
+def related(folder: Path, sentences: list[list[str]], markers: Markers, kind: str = "", **options: Any) -> PreparedTask:
+    """A task over the relation of two of the words of each sentence; all splits have the same sentences."""
+    documents = []
+    for number, words in enumerate(sentences):
+        text = " ".join(words)
+        ends = [(len(" ".join([*words[:place], ""])), len(words[place])) for place in (4, 9)]
+        first, second = (Argument(start, start + length, kind) for start, length in ends)
+        documents.append(Document(str(number), mark(text, first, second, markers), label="ab"[number % 2]))
+    splits = {
+        split: [Document(f"{split}-{one.id}", one.text, label=one.label) for one in documents]
+        for split in ("train", "validation", "test")
+    }
+    return write_prepared(
+        folder, name="related", kind="sequence-classification", labels=("a", "b"), splits=splits, **options
+    )
+
+
+def sentences(number: int, length: int) -> list[list[str]]:
+    draw = random.Random(2)
+    return [draw.choices(vocabulary(2000), k=length) for _ in range(number)]
+
+
+@pytest.mark.parametrize("kind", ["", "Chemical", "GENE-N"])
+def test_a_sentence_is_found_without_the_marks_of_its_relation(kind: str, tmp_path: Path) -> None:
+    found = sentences(20, 14)
+    evaluation = Evaluation(evaluation_texts([related(tmp_path / "task", found, "around", kind)]))
+    assert len(evaluation) == 20
+    plain = [" ".join(words) for words in found]
+    assert evaluation.look(Words.of(plain)) == ["exact"] * 20
+    inside = [
+        f"{' '.join(words)} {text} {' '.join(words)}" for words, text in zip(sentences(20, 50), plain, strict=True)
+    ]
+    assert evaluation.look(Words.of(inside)) == ["near"] * 20
+
+
+@pytest.mark.parametrize(
+    ("source", "protocol"),
+    [({"format": "brat", "options": {"markers": "instead"}}, "standard"), ({"format": "i2b2-2010"}, "paper")],
+)
+def test_a_sentence_is_found_by_what_stands_between_its_placeholders(
+    source: dict[str, Any], protocol: str, tmp_path: Path
+) -> None:
+    found = sentences(20, 23)
+    task = related(tmp_path / "task", found, "instead", "problem", source=source, protocol=protocol)
+    evaluation = Evaluation(evaluation_texts([task]))
+    others = [" ".join(words) for words in sentences(60, 23)[20:]]
+    # Of 19 runs of five words 9 are left: four words before the first place, four between the two, 13 behind.
+    assert evaluation.look(Words.of([*(" ".join(words) for words in found), *others])) == ["near"] * 20 + [None] * 40
+    for length, verdict in ((18, "near"), (17, None)):  # eight words behind, or seven
+        short = related(tmp_path / str(length), sentences(20, length), "instead", source=source, protocol=protocol)
+        evaluation = Evaluation(evaluation_texts([short]))
+        assert evaluation.look(Words.of([" ".join(words) for words in sentences(20, length)])) == [verdict] * 20
+
+
+def test_missing_words_are_part_of_no_shingle() -> None:
+    shingles, owners = Words.of(["a b c \ufdd0 d e f", "a b c d e \ufdd0 a b c d e", "a b c d e"]).shingles()
+    assert owners.tolist() == [1, 1, 2] and len(set(shingles.tolist())) == 1
+
+
+# --- ways of writing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_a_copy_in_another_unicode_form_is_found(form: str) -> None:
+    text = "Ménière's disease since 2009, naïve to β-blockers, 37 °C, 5 µg of the ﬁrst Åström protein, señora très fatiguée"
+    evaluation = Evaluation([text])
+    assert evaluation.look(Words.of([unicodedata.normalize(form, text)])) == ["exact"]
+    assert evaluation.look(Words.of([unicodedata.normalize(form, f"Seen today. {text} Home tomorrow.")])) == ["near"]
+
+
+def test_without_blanks_between_words_characters_are_compared() -> None:
+    text = "患者三天前无明显诱因出现发热伴咳嗽咳痰体温最高达三十九度"
+    evaluation = Evaluation([text])
+    assert evaluation.look(
+        Words.of([f"入院记录{text}予以抗感染治疗", "今日复查胸部未见异常建议门诊随访定期复查血常规"])
+    ) == ["near", None]
+    assert evaluation.look(Words.of([" ".join(text)])) == ["exact"]
+
+
+def test_half_a_surrogate_pair_does_no_harm() -> None:
+    evaluation = Evaluation(["no pain \ud83d today", "\ud83d"])
+    assert evaluation.look(Words.of(["No pain today \udc00", "\ud83d", "\ud83e"])) == ["exact", "exact", None]
+
+
+# --- how many were found ----------------------------------------------------------------------------------------------
+
+
+def test_every_text_that_a_document_equals_or_resembles_is_found() -> None:
+    sentence = " ".join(vocabulary(20))
+    evaluation = Evaluation(["No pain.", "no PAIN", "fever", sentence, f"{sentence} and more"])
+    evaluation.look(Words.of(["No, pain", sentence]))
+    assert evaluation.found.tolist() == [True, True, False, True, True]

@@ -176,6 +176,3 @@ def test_what_cannot_be_pre_trained_is_refused(tmp_path: Path) -> None:
     decoder = resolve(str(save_backbone(tmp_path / "llama", "llama")))
     with pytest.raises(UserError, match="is a decoder"):
         load_masked(decoder, load_tokenizer(decoder), "full", seed=0)
-    bert = resolve(str(save_backbone(tmp_path / "bert")))
-    with pytest.raises(UserError, match="embeddings of new words"):
-        load_masked(bert, load_tokenizer(bert), "lora", seed=0, new_words={120: [5]})
