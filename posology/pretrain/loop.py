@@ -145,8 +145,9 @@ class Pretraining:
                 f"pre-training diverged: the loss is {loss} at step {progress.steps + 1}",
                 f"Lower the learning rate (--learning-rate {self._recipe.learning_rate / 5:g})",
             )
+        rate = self._recipe.learning_rate * self._schedule()
         for group in self._optimiser.param_groups:
-            group["lr"] = self._recipe.learning_rate * self._schedule()
+            group["lr"] = rate
         weights = [weight for weight in self._weights.values() if weight.grad is not None]
         torch.nn.utils.clip_grad_norm_(weights, self._recipe.max_grad_norm)
         self._optimiser.step()

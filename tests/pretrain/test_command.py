@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import posology
 from posology.console import say
+from posology.corpus.document import Document
 from posology.engine.batch import Batch
 from posology.engine.checkpoint import folder_of as checkpoint_of
 from posology.errors import Interrupted, UserError
@@ -25,7 +26,7 @@ from posology.pretrain.command import pretrain
 from posology.pretrain.folder import RECORD
 from posology.pretrain.mlm import MaskedModel
 from posology.pretrain.store import folder_of as store_of
-from posology.tasks.prepared import PreparedTask
+from posology.tasks.prepared import PreparedTask, write_prepared
 from tests.engine.processes import STATE
 from tests.pretrain.killing import killed
 
@@ -120,10 +121,10 @@ def test_dropout_is_on_and_seeds_matter(corpus: Path, backbone: Path, tmp_path: 
     assert not torch.equal(weights["a"][name], weights["c"][name])
 
 
-def test_interrupted_keeps_a_checkpoint(
-    corpus: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, out = loop.Pretraining.step, tmp_path / "own"
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fourth step of each pre-training is followed by SIGTERM."""
+    plain = loop.Pretraining.step
 
     def step(self: loop.Pretraining) -> None:
         plain(self)
@@ -131,12 +132,89 @@ def test_interrupted_keeps_a_checkpoint(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(loop.Pretraining, "step", step)
-    options = {"backbone": str(backbone), "out": out, "steps": 8, **FAST}
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_interrupted_keeps_a_checkpoint(corpus: Path, backbone: Path, tmp_path: Path) -> None:
+    options = {"backbone": str(backbone), "out": tmp_path / "own", "steps": 8, **FAST}
     with pytest.raises(Interrupted, match="same command continues"):
         pretrain(corpus, **options)
     with pytest.raises(UserError, match=r"mask_rate 0\.15, now 0\.3"):
         pretrain(corpus, **options, mask_rate=0.3)
     assert pretrain(corpus, **options)["training"]["resumed"] == 1
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_it_goes_on_with_the_very_same_documents_only(
+    backbone: Path, tmp_path: Path, classification: PreparedTask
+) -> None:
+    """Other documents left out, other patients held out, or a text that reads otherwise: no continued run's card may lie."""
+    notes = [document.text for split in ("train", "test") for document in classification.documents(split)]
+
+    def write(texts: list[str]) -> None:
+        rows = [{"text": text, "who": f"p{number // 3}"} for number, text in enumerate(texts)]
+        (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    options = {"backbone": str(backbone), "out": tmp_path / "own", "steps": 8, **FAST}
+    write(notes)
+    with pytest.raises(Interrupted):
+        pretrain(tmp_path / "c.jsonl", **options)
+    for other in ({"exclude": [classification.folder]}, {"group": "who"}):
+        with pytest.raises(UserError, match="made with other settings: data"):
+            pretrain(tmp_path / "c.jsonl", **options, **other)
+    write([notes[0] + " !", *notes[1:]])  # the same words
+    with pytest.raises(UserError, match="made with other settings: data"):
+        pretrain(tmp_path / "c.jsonl", **options)
+    write(notes)
+    splits = {split: [Document(id=f"{split}-{index}", text=f"{split} of a kind {index}", label=label)
+                      for index, label in enumerate("ab")] for split in ("train", "validation", "test")}  # fmt: skip
+    other = write_prepared(tmp_path / "other", name="other", kind="sequence-classification", labels=["a", "b"],
+                           metric="macro_f1", splits=splits)  # fmt: skip
+    again = pretrain(tmp_path / "c.jsonl", **options, exclude=[other.folder])  # of which the corpus has nothing
+    assert again["training"]["resumed"] == 1 and again["excluded"] == {"exact": 0, "near": 0}
+    assert again["evaluation"]["tasks"] == [{"name": "other", "fingerprint": other.fingerprint}]
+
+
+def test_what_an_ancestor_read_is_on_the_card(
+    corpus: Path, tmp_path: Path, backbone: Path, classification: PreparedTask, tagging: PreparedTask
+) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    one = pretrain(corpus, backbone=str(backbone), out=first, steps=1, exclude=[tagging.folder], **FAST)
+    assert one["ancestors"] == [] and "further text" not in (first / "README.md").read_text()
+    two = pretrain(corpus, backbone=str(first), out=second, steps=1, exclude=[tagging.folder], **FAST)
+    assert two["pretraining"] == "masked words (full); masked words (full)"
+    assert [each["name"] for each in two["ancestors"]] == ["first"]
+    assert "further text" not in (second / "README.md").read_text()  # the same was left out of it
+    three = pretrain(corpus, backbone=str(second), out=third, steps=1, exclude=[classification.folder], **FAST)
+    assert [each["name"] for each in three["ancestors"]] == ["second", "first"]
+    card = (third / "README.md").read_text()
+    assert card.count("which it was made from, had read further text") == 2
+    assert f"documents of `{classification.name}` were not looked for in that" in card and one["corpus"] in card
+    fourth = pretrain(corpus, backbone=str(third), out=tmp_path / "fourth", steps=1, **FAST)
+    assert fourth["ancestors"][0]["evaluation"]["tasks"][0]["name"] == classification.name
+    fifth = pretrain(corpus, backbone=str(tmp_path / "fourth"), out=tmp_path / "fifth", steps=1, **FAST)
+    assert fifth["evaluation"] is None
+    assert (tmp_path / "fifth" / "README.md").read_text().count("no evaluation documents were looked for in that") == 1
+
+
+def test_the_rate_rises_once_more_behind_a_new_heads_time(corpus: Path, backbone: Path, tmp_path: Path) -> None:
+    rates, plain = [], loop.Pretraining._schedule
+
+    class Watched(loop.Pretraining):
+        def _schedule(self) -> float:
+            rates.append(plain(self))
+            return rates[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "Pretraining", Watched)
+        pretrain(corpus, backbone=str(backbone), out=tmp_path / "own", steps=100, **FAST)
+        with_head = list(rates)
+        rates.clear()
+        pretrain(corpus, backbone=str(tmp_path / "own"), out=tmp_path / "again", steps=100, **FAST)
+    assert rates[:7] == pytest.approx([step / 6 for step in range(7)]) and rates[20] == pytest.approx(80 / 94)
+    assert with_head[:10] == rates[:10]  # the head alone
+    assert with_head[10:16] == pytest.approx([rate * step / 6 for step, rate in enumerate(rates[10:16])])
+    assert with_head[16:] == rates[16:]
 
 
 def test_seconds_and_money_end_it(corpus: Path, backbone: Path, tmp_path: Path) -> None:
@@ -175,6 +253,7 @@ def test_new_words_go_into_tokenizer_and_model(corpus: Path, backbone: Path, tmp
     model = AutoModel.from_pretrained(tmp_path / "own")
     assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
     assert {entry["term"] for entry in result["coverage"]["worst"]} < {"has", "in", "abc", "for"}
+    assert "worst" not in json.loads((tmp_path / "own" / RECORD).read_text())["coverage"]  # it may be handed on
 
 
 @pytest.mark.parametrize(

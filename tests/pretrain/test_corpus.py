@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import random
 import stat
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posology.corpus.tabular import Columns
+from posology.engine.checkpoint import folder_of as checkpoint_of
 from posology.errors import UserError
 from posology.pretrain.corpus import Corpus, blocks, documents
 from posology.pretrain.excluded import Evaluation
+from posology.pretrain.masking import Masker
+from posology.pretrain.perplexity import held_out_windows
 from posology.pretrain.store import Reading, Store, cuts, folder_of, open_store
 from posology.pretrain.vocabulary import WordCounts, coverage, extend, grow, new_words
 from tests.engine.tiny import tokenizer
@@ -190,13 +194,11 @@ def test_a_store_is_used_again_while_nothing_changed(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_a_store_goes_with_the_work_unless_that_can_go_on(tmp_path: Path, checkpoint: bool) -> None:
-    from posology.engine import checkpoint as checkpoints
-
     with make_store(tmp_path, ["one note", "two notes", "three notes and more"] * 9) as store:
         pass
     assert not store.folder.exists()
     if checkpoint:
-        state = checkpoints.folder_of(tmp_path / "out") / "state.safetensors"
+        state = checkpoint_of(tmp_path / "out") / "state.safetensors"
         state.parent.mkdir()
         state.touch()
     with pytest.raises(ValueError, match="x"), make_store(tmp_path, ["one note", "two notes", "three"] * 9):
@@ -234,6 +236,25 @@ def test_a_patient_is_trained_on_or_held_out(tmp_path: Path) -> None:
     store = make_store(tmp_path, texts, group="who")
     first = [{int(part.read(number)[0][0]) for number in range(len(part))} for part in (store.training, store.held)]
     assert first[0] and first[1] and not first[0] & first[1]
+
+
+def test_perplexity_is_of_documents_drawn_whole(tmp_path: Path) -> None:
+    """Long ones no more likely than short ones, and all texts of each, up to a number of pieces."""
+    draw = random.Random(0)
+    lengths = [600 if number % 10 == 0 else 12 for number in range(400)]
+    texts = [" ".join(draw.choices(["no", "patient", "fever", "abc"], k=length)) for length in lengths]
+    store = make_store(tmp_path, texts, held_out=0.9)
+    borders = store.held.documents()
+    assert len(borders) == store.facts["held"]["documents"] + 1 and borders[-1] == len(store.held)
+    sizes = np.diff(borders)
+    found = held_out_windows(store.held, Masker.of(tokenizer(), 0.15, 0), 6_000)
+    pieces = sum(len(window.ids) - 2 for own in found for window in own)
+    assert 6_000 <= pieces < 7_000
+    numbers = {int(begin): int(size) for begin, size in zip(borders, sizes, strict=False)}
+    assert all(len(own) == numbers[own[0].document] for own in found)  # each whole
+    long = sum(len(own) > 1 for own in found) / len(found)
+    assert long == pytest.approx(0.1, abs=0.06) and len(found) > 50
+    assert len(held_out_windows(store.held, Masker.of(tokenizer(), 0.15, 0))) == store.facts["held"]["documents"]
 
 
 def test_evaluation_documents_are_left_out(tmp_path: Path) -> None:

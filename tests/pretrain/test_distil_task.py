@@ -501,6 +501,8 @@ def test_domain_and_pretraining_come_from_the_backbone(backbone: Path, tmp_path:
     record = {"domain": "clinical", "pretraining": "masked words (full)", "parent_name": "minilm"}
     (folder / BACKBONE_RECORD).write_text(json.dumps(record), encoding="utf-8")
     assert lineage(resolve(str(folder))) == ("clinical", "masked words (full)", None, "bert")
+    (folder / BACKBONE_RECORD).write_text(json.dumps({"parent_name": "own", "family": "bert"}))
+    assert lineage(resolve(str(folder))).family == "bert"  # of a parent that is in no catalogue
     (folder / BACKBONE_RECORD).write_text("[1", encoding="utf-8")
     assert lineage(resolve(str(folder))) == (None, None, None, None)
 
