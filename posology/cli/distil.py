@@ -23,6 +23,8 @@ def distil(
     student_width: Annotated[int | None, _Backbone] = None,
     also: Annotated[list[Path] | None, _Backbone] = None,
     group: Annotated[str | None, _Backbone] = None,
+    encoding: Annotated[str | None, _Backbone] = None,
+    quoting: Annotated[bool | None, _Backbone] = None,
     hidden: Annotated[float | None, _Backbone] = None,
     relations: Annotated[float | None, _Backbone] = None,
     logits: Annotated[float | None, _Backbone] = None,
@@ -68,6 +70,8 @@ def distil(
         student_width: width of its hidden states; by default the teacher's, which keeps more.
         also: a further corpus; may be given several times.
         group: column of the patient, so that none is trained on and held out.
+        encoding: of text files; utf-8 by default.
+        quoting: whether double quotes enclose fields of CSV and TSV; they do by default.
         hidden: weight of the difference between hidden states; 1 by default, like the other two.
         relations: weight of the difference between relations of queries, keys and values.
         logits: weight of the difference between guesses at hidden words, where the teacher can guess.
@@ -98,7 +102,8 @@ def distil(
         fresh: start over, even where an interrupted run could be continued.
     """
     of_backbone = {
-        "student_width": student_width, "also": also, "group": group, "epochs": epochs, "steps": steps,
+        "student_width": student_width, "also": also, "group": group, "encoding": encoding, "quoting": quoting,
+        "epochs": epochs, "steps": steps,
         "exclude": exclude, "held_out": held_out, "batch_size": batch_size, "learning_rate": learning_rate,
         "max_length": max_length, "domain": domain, "precision": precision,
     }  # fmt: skip

@@ -98,6 +98,8 @@ def distil_backbone(
     also: list[Path] | None = None,
     text: str | None = None,
     group: str | None = None,
+    encoding: str = "utf-8",
+    quoting: bool = True,
     losses: Losses | None = None,
     epochs: float | None = None,
     steps: int | None = None,
@@ -121,7 +123,8 @@ def distil_backbone(
 
     Args:
         teacher: catalogue name, folder, or `NAME:K`.
-        corpus: as for `posology.pretrain.command.pretrain`, like `also`, `text`, `group`, `exclude` and `held_out`.
+        corpus: as for `posology.pretrain.command.pretrain`, like `also`, `text`, `group`, `encoding`, `quoting`,
+            `exclude` and `held_out`.
         out: the folder to write.
         student_layers: how many layers it keeps.
         student_width: of its hidden states; the teacher's where None.
@@ -164,7 +167,8 @@ def distil_backbone(
     source = resolve(teacher)
     config = load_config(source)
     layers = chosen_layers(config.num_hidden_layers, student_layers)
-    sources = Corpus([Path(corpus), *map(Path, also or [])], tabular.Columns(text=text, group=group))
+    columns = tabular.Columns(text=text, group=group)
+    sources = Corpus([Path(corpus), *map(Path, also or [])], columns, encoding=encoding, quoting=quoting)
     tasks = open_tasks(exclude) if exclude else []
     chosen = decide(precision)
     console.say(chosen.reason)
