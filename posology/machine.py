@@ -27,7 +27,7 @@ def usable_cores() -> int:
     return affinity
 
 
-def memory() -> dict[str, int | None]:
+def machine_memory() -> dict[str, int | None]:
     """Total and available bytes, no more than the container allows; None where the system does not tell."""
     values = {}
     try:

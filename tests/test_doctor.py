@@ -151,4 +151,4 @@ def test_memory_obeys_a_containers_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(machine, "_first_line", lines.__getitem__)
     if not Path("/proc/meminfo").exists():
         pytest.skip("only Linux tells what memory is available")
-    assert machine.memory() == {"total_bytes": 2_000_000, "available_bytes": 1_500_000}
+    assert machine.machine_memory() == {"total_bytes": 2_000_000, "available_bytes": 1_500_000}

@@ -12,7 +12,7 @@ import posology
 ROOT = Path(posology.__file__).parent
 
 LAYERS = [
-    {"errors", "files", "console", "machine"},
+    {"errors", "files", "console", "machine", "seed"},
     {"catalog"},
     {"corpus"},
     {"synthetic"},

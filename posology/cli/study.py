@@ -28,11 +28,12 @@ def plan(
 
     Args:
         file: a study file, or one of the catalogue, such as paper/table3 or small/table3.
-        ledger: what is done is looked up in it; the profile of this machine is kept in it.
+        ledger: what is done is looked up in it, and the profile of this machine kept in it, where it is there.
         tasks: the folder in which the prepared tasks lie; by default that of the study file.
         price: of the machine, by its name in prices.yaml (`posology study prices` lists them).
         prices: a file of your own in the form of prices.yaml.
-        workers: processes that would share the work.
+        workers: GPUs of this machine that would share the work, or nodes where the study says `executor: ray`.
+            Processes that share its processors are no faster than one.
     """
     from posology.study.study import Study
 
@@ -211,7 +212,7 @@ def prescribe(
         data: a prepared task.
         out: the folder for the recommended artifact, the ledger and the work.
         max_seconds: for everything, on this machine.
-        max_cost: of training, in the currency of the price.
+        max_cost: for everything, in the currency of the price.
         max_latency_ms: of one document alone, 95th percentile.
         max_memory_mb: of prediction.
         min_metric: the least score on validation by the task's metric.

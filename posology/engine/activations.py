@@ -164,6 +164,12 @@ class Activations:
             self._found[name] = self._make(encoded, name, seconds)
         return self._found[name]
 
+    def held_bytes(self, encoded: Encoded) -> int:
+        """What those of a corpus take of the memory: none where they are in a file."""
+        rows = sum(self._count(window) for own in encoded.windows for window in own)
+        size = 4 * self._adapted.base.config.hidden_size * rows
+        return size if self._keep is None and size <= IN_MEMORY_BYTES else 0
+
     def _make(self, encoded: Encoded, name: str, seconds: float | None) -> Kept | None:
         # By length, whatever the seed and however often training was cut off: the same bits each time.
         units = [[window] for own in encoded.windows for window in own]

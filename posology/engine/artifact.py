@@ -24,6 +24,7 @@ from posology.engine.backbone import Source, load_model, load_tokenizer, resolve
 from posology.engine.baselines import BASELINES, load_baseline
 from posology.engine.card import model_card
 from posology.engine.encode import Encoder
+from posology.engine.integrity import RESTORE, check_digests, check_record, damaged, digests
 from posology.engine.methods import METHODS, TASK_TYPES, finish, pooling_of
 from posology.engine.model import BaselineModel, Model, Threshold
 from posology.engine.precision import decide
@@ -35,6 +36,7 @@ from posology.tasks.prepared import PreparedTask
 
 RECORD = "posology.json"
 _WEIGHTS = "tuned.safetensors"
+_SAVE_AGAIN = "Save the adapter again with PEFT"
 
 
 def save(out: Path, adapted: Adapted, source: Source, record: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -78,6 +80,7 @@ def _save(
     with staged_folder(out, marker=RECORD, needs_bytes=needs_bytes, overwrite=overwrite) as folder:
         write(folder)
         record["adapter_bytes"] = sum(path.stat().st_size for path in folder.glob(counted))
+        record["sha256"] = digests(folder, counted)
         update(folder, record)
 
 
@@ -108,21 +111,20 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         raise UserError(f"is no artifact: it has no {RECORD}", "Give a folder that `posology train` wrote", folder)
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if record.get("format") in ("onnx", "safetensors"):
-            mend = "Give `predict`, `redact` or `serve` an export, and everything else the artifact it was made from"
-            raise UserError("is an export, no artifact", mend, folder)
-        wanted = ("backbone", "labels", "kind", "recipe", "method", "head", "virtual_tokens", "task", "test")
-        if missing := [key for key in wanted if key not in record]:
-            raise KeyError(missing[0])
-        method = record["method"]
-        if method not in METHODS and method not in BASELINES:
-            raise UserError(f"has the method {method!r}", "Update Posology", path)
-        record["task"].setdefault("unit", "word")  # artifacts of version 0.1.0 do not say it
-        if (threshold := record.get("threshold")) is not None and threshold["positive"] not in record["labels"]:
-            raise KeyError("positive")
-        (BASELINES[method].settings if method in BASELINES else Recipe)(**record["recipe"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise UserError("is damaged", "Copy the artifact again or train anew", path) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError("is damaged", RESTORE, path) from error
+    if isinstance(record, dict) and record.get("format") in ("onnx", "safetensors"):
+        mend = "Give `predict`, `redact` or `serve` an export, and everything else the artifact it was made from"
+        raise UserError("is an export, no artifact", mend, folder)
+    check_record(record, path)
+    record["task"].setdefault("unit", "word")  # artifacts of version 0.1.0 do not say it
+    method = record["method"]
+    if method not in METHODS and method not in BASELINES:
+        raise UserError(f"has the method {method!r}", "Update Posology", path)
+    try:
+        (BASELINES[method].settings if method in BASELINES else Recipe).model_validate(record["recipe"])
+    except ValidationError as error:
+        raise damaged(error, path, part="recipe") from None
     return record
 
 
@@ -222,15 +224,14 @@ def load_onto(
     head = tuple(name for name in record["head"] if hasattr(base, name.partition(".")[0]))
     module: torch.nn.Module = base
     try:
+        check_digests(folder, record.get("sha256", {}))
         if storage == "peft":
             module = _load_adapter(base, folder, head)
         elif storage == "weights":
             _load_weights(base, folder, head, biases=method == "bitfit")
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         why = str(error) if isinstance(error, _Incomplete) else type(error).__name__
-        raise UserError(
-            f"its adapter cannot be loaded ({why})", "Copy the artifact again or train anew", folder
-        ) from error
+        raise UserError(f"its adapter cannot be loaded ({why})", RESTORE, folder) from error
     architecture = architecture_of(base.config)
     adapted = Adapted(base, module, architecture, method, kind, head, pooling_of(architecture, kind, mean))
     finish(adapted, precision.attention)
@@ -312,6 +313,12 @@ def _find_backbone(folder: Path, record: dict[str, Any], given: str | None) -> S
             "Name the backbone it was trained on (--backbone)",
             folder,
         )
+    if known.get("reading") and source.reading != known["reading"]:
+        raise UserError(
+            f"was trained with another configuration or tokenizer than those in {source.folder}, whose weights are the same",
+            "Put back config.json and the tokenizer's files, or name a folder that has them (--backbone)",
+            folder,
+        )
     return source
 
 
@@ -322,8 +329,8 @@ def _foreign_record(folder: Path, task: PreparedTask | None) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         name = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "P_TUNING": "p-tuning", "LN_TUNING": "layernorm"}
         method = name.get(config["peft_type"], config["peft_type"].lower())
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
-        raise UserError("is damaged", "Save the adapter again with PEFT", path) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError("is damaged", _SAVE_AGAIN, path) from error
     if task is None:
         raise UserError(
             "was made by PEFT alone and does not say what its outputs mean",
@@ -335,7 +342,7 @@ def _foreign_record(folder: Path, task: PreparedTask | None) -> dict[str, Any]:
             f"is an adapter for {config['task_type']}, and {task.name} is {task.kind}", "Take another task", path
         )
     known = method if method in METHODS else "lora"
-    return {
+    record = {
         "kind": task.kind,
         "labels": list(task.labels),
         "task": {"unit": task.unit},
@@ -344,4 +351,7 @@ def _foreign_record(folder: Path, task: PreparedTask | None) -> dict[str, Any]:
         "backbone": {"name": config.get("base_model_name_or_path") or ""},
         "head": config.get("modules_to_save") or [],
         "virtual_tokens": config.get("num_virtual_tokens") or 0,
+        "test": None,
     }
+    check_record(record, path, _SAVE_AGAIN)
+    return record

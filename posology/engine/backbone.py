@@ -41,6 +41,22 @@ _AUTO = {
 }
 logging.disable_progress_bar()  # its "Loading weights" bar takes milliseconds here
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+_IDLE = (
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "model_type",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+_IDLE_ENDINGS = ("dropout", "dropout_prob", "_name_or_path")
+"""Fields of a configuration that change nothing that is computed here: recipes say what dropout is."""
+_TRIAL = (
+    "The patient, a 62-year-old man, was given 12.5 mg/kg of Ménière's DRUG (t.i.d.) \u2013 <3 days; T\u00b0 38,5; "
+    "hyperbilirubinaemia? \u2265 5 \u03bcg  \u4e24\u6b21\nno\tpain."
+)
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -77,6 +93,30 @@ class Source:
             state = path.stat()
             digest.update(_sha256(path, state.st_size, state.st_mtime_ns).encode())
         return digest.hexdigest()
+
+    @functools.cached_property
+    def reading(self) -> str:
+        """SHA-256 over what the weights are used with: configuration and tokenizer.
+
+        Raises:
+            UserError: one of them cannot be read.
+        """
+        files = (self.folder / name for name in ("config.json", "tokenizer_config.json", *_VOCABULARIES))
+        stamp = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file())
+        return _reading(self.folder, stamp)
+
+
+@functools.lru_cache
+def _reading(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> str:
+    """What a tokenizer does is told by its vocabulary and by a trial: its file may be written anew by another version."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kept = {key: value for key, value in config.items() if key not in _IDLE and not key.endswith(_IDLE_ENDINGS)}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError("its config.json cannot be read", "Copy it again", folder) from error
+    backend = load_tokenizer(Source(str(folder), folder)).backend_tokenizer
+    said = [kept, backend.get_vocab(with_added_tokens=True), backend.encode(_TRIAL).ids]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 @functools.lru_cache

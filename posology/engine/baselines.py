@@ -16,6 +16,7 @@ from posology import console
 from posology.corpus.document import Document
 from posology.engine.bag_of_words import BagFitter, BagOfWords, BagSettings, ForestSettings, TfIdfSettings
 from posology.engine.dictionary import DictionaryFitter, DictionarySettings, DictionaryTagger
+from posology.engine.integrity import RESTORE, check_digests
 from posology.engine.model import BaselineModel
 from posology.engine.recipe import validated
 from posology.errors import UserError
@@ -214,6 +215,7 @@ def load_baseline(folder: Path, record: Mapping[str, Any]) -> BaselineModel:
     labels = tuple(record["labels"])
     settings = BASELINES[record["method"]].settings(**record["recipe"])
     try:
+        check_digests(folder, record.get("sha256", {}))
         arrays = load_file(folder / "baseline.safetensors")
         vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
         if isinstance(settings, BagSettings):
@@ -222,6 +224,6 @@ def load_baseline(folder: Path, record: Mapping[str, Any]) -> BaselineModel:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"its numbers or its vocabulary cannot be loaded ({type(error).__name__})",
-            "Copy the artifact again or train anew",
+            RESTORE,
             folder,
         ) from error

@@ -35,7 +35,7 @@ _SHARE = 20
 """Writing takes no more than one part in so many of the time."""
 _WORTH_SECONDS = 10.0
 """Less work than this is done again sooner than it is worth a file after every evaluation of a short training."""
-_UNSAID = ("data", "weights")
+_UNSAID = ("data", "weights", "reading")
 """Settings that are fingerprints: that they differ says enough."""
 
 State = tuple[dict[str, torch.Tensor], dict[str, Any]]

@@ -31,6 +31,7 @@ from posology.engine.checkpoint import Checkpoint, untouched_generators
 from posology.engine.encode import Window
 from posology.engine.packed import Row
 from posology.engine.precision import Precision
+from posology.engine.predictor import NotFinite
 from posology.engine.projection import shares_of
 from posology.engine.stopping import Stop
 from posology.engine.training import Diverged, Training
@@ -195,11 +196,12 @@ class Company:
         try:
             with stop.at_once(), untouched_generators():
                 metrics = member.validate()
+            member.training.record(metrics, member.metric, time.perf_counter() - begin)
         except KeyboardInterrupt:
             stop.asked = True
             return False
-        try:
-            member.training.record(metrics, member.metric, time.perf_counter() - begin)
+        except NotFinite:
+            return self._diverged(member)
         except UserError as error:
             self._leave(member, error)
             return False
@@ -207,6 +209,15 @@ class Company:
         console.say(
             f"{member.name}: epoch {last['epoch']:.3g}, loss {last['loss']:.3f}, validation {last['score']:.4f}"
         )
+        return True
+
+    def _diverged(self, member: Member) -> bool:
+        """Whether it is still there, to leave with the best state before that."""
+        try:
+            member.training.diverge("the weights are no longer finite numbers")
+        except Diverged as error:
+            self._leave(member, error)
+            return False
         return True
 
     def step(self) -> None:

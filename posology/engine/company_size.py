@@ -17,7 +17,7 @@ from posology.engine.memory import Rehearsal, readable, resident_bytes
 from posology.engine.precision import Precision
 from posology.engine.recipe import Recipe
 from posology.errors import UserError
-from posology.machine import memory
+from posology.machine import machine_memory
 
 _KEPT_FREE = 0.1
 """The share of what is free that others may need meanwhile."""
@@ -70,7 +70,7 @@ def company_size(
     """
     on_gpu = precision.device.type == "cuda"
     held = 0 if on_gpu else resident_bytes()
-    free = torch.cuda.mem_get_info(precision.device)[0] + weights if on_gpu else memory()["available_bytes"]
+    free = torch.cuda.mem_get_info(precision.device)[0] + weights if on_gpu else machine_memory()["available_bytes"]
     if max_memory is None and (free is None or free >= _PLENTY_BYTES + _PLENTY_BACKBONES * weights):
         return Size(runs, tokens)
     limit = max_memory if max_memory is not None else held + int((1 - _KEPT_FREE) * (free or 0))

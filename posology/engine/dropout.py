@@ -1,8 +1,8 @@
 """Dropout whose random numbers cost little: eight decisions from one 64-bit number.
 
 Drawing is what dropout costs on a CPU: one number for each value took a sixth of a training step. The probability to
-drop is therefore a multiple of 1/256: 0.1 becomes 26/256 (0.1016). What is kept is scaled by exactly that, so
-expectations are unchanged.
+drop is therefore a multiple of 1/256, 255/256 at most: 0.1 becomes 26/256 (0.1016). What is kept is scaled by exactly
+that, so expectations are unchanged.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 
 def in_bytes(probability: float) -> int:
-    """A probability to drop as a number of 256ths."""
-    return round(256 * probability)
+    """A probability to drop as a number of 256ths; some are kept, since the scale would be infinite."""
+    return min(255, round(256 * probability))
 
 
 def kept(shape: torch.Size, dropped: int, device: torch.device) -> torch.Tensor:
@@ -57,7 +57,7 @@ def _forward(module: nn.Dropout, active: Callable[[], bool]) -> Callable[[torch.
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         dropped = in_bytes(module.p)
-        if not active() or not module.training or not 0 < dropped < 256:
+        if not active() or not module.training or not dropped:
             return plain(hidden)
         return _Dropout.apply(hidden, dropped)
 

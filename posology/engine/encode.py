@@ -102,7 +102,7 @@ class Encoder:
         virtual_tokens: positions that a prefix or prompt takes from the backbone.
 
     Raises:
-        UserError: no room is left for text.
+        UserError: no room is left for text, or the tokenizer is not the backbone's.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Encoder:
     ):
         self._backend = tokenizer.backend_tokenizer
         self._frame = frame = Frame.of(tokenizer)
+        _check_ids(tokenizer, frame, config)
         special = (frame.before, frame.after, frame.between, frame.after_pair)
         self._special = [np.array(part, np.int32) for part in special]
         self._recipe, self._kind = recipe, kind
@@ -229,6 +230,23 @@ def by_piece(documents: Sequence[Document], owners: Sequence[np.ndarray]) -> lis
             replace(document, words=[document.words[word] for word in own], tags=[tags[word] for word in own])
         )
     return pieces
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerBase, frame: Frame, config: Any) -> None:
+    """Raises UserError where the tokenizer can give an id that the backbone has no embedding for.
+
+    A special token that was added, such as one for padding, is never read from a text: many backbones have none for it.
+    """
+    backend = tokenizer.backend_tokenizer
+    added = [id for id, token in backend.get_added_tokens_decoder().items() if not token.special]
+    around = (*frame.before, *frame.after, *frame.between, *frame.after_pair)
+    largest = max(*backend.get_vocab(with_added_tokens=False).values(), *added, *around)
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"its tokenizer gives ids up to {largest}, and it has embeddings for those below {config.vocab_size} only",
+            "Take the tokenizer that the backbone was trained with",
+            tokenizer.name_or_path or None,
+        )
 
 
 def positions(config: Any) -> int:

@@ -16,6 +16,7 @@ from posology.engine.batch import cut
 from posology.engine.checkpoint import Checkpoint, State, generators, restore_generators, untouched_generators
 from posology.engine.encode import Encoded
 from posology.engine.precision import Precision
+from posology.engine.predictor import NotFinite
 from posology.engine.recipe import Recipe
 from posology.engine.stopping import Stop
 from posology.engine.teaching import Soft, Student
@@ -196,6 +197,9 @@ def _evaluate(
             metrics = validate()
     except KeyboardInterrupt:
         stop.asked = True
+        return
+    except NotFinite:
+        training.diverge("the weights are no longer finite numbers")
         return
     training.record(metrics, metric, time.perf_counter() - begin)
     last = training.fit.evaluations[-1]

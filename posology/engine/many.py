@@ -28,6 +28,7 @@ from posology.engine.train import train, unfinished
 from posology.engine.training import Diverged, Watch
 from posology.errors import Interrupted, UserError
 from posology.files import check_free
+from posology.seed import LARGEST_SEED
 from posology.tasks.prepared import PreparedTask
 
 AT_ONCE = 16
@@ -45,7 +46,7 @@ class Asked(BaseModel):
     method: str = "lora"
     recipe: str = "standard"
     overrides: dict[str, Any] = Field(default_factory=dict)
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, le=LARGEST_SEED)
     max_seconds: float | None = Field(default=None, gt=0)
     evaluate_seconds: float | None = Field(default=None, gt=0)
     shots: int | None = Field(default=None, ge=1)
@@ -135,20 +136,24 @@ def company_key(run: Asked) -> Hashable | None:
     source = resolve(run.backbone)
     config = load_config(source)
     recipe = _recipe(run, source)
+    if recipe.quantise is not None:  # the carrier would have to be, too
+        return None
     depth = config.num_hidden_layers
     # Layers that are not trained have no dropout, so that runs must agree on which these are where there is dropout.
     lowest = depth if run.method == "head" else max(0, depth - (recipe.top_layers or depth))
     drops = (recipe.dropout, recipe.attention_dropout)
-    return source.fingerprint, source.layers, recipe.precision, drops, None if drops == (0.0, 0.0) else lowest
+    held = source.fingerprint, source.reading, source.layers, recipe.precision, recipe.backbone_dtype
+    return *held, drops, None if drops == (0.0, 0.0) else lowest
 
 
 def _recipe(run: Asked, source: Source) -> Recipe:
     return make_recipe(run.method, run.recipe, run.overrides, width=load_config(source).hidden_size)
 
 
-def _of_backbone(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says of the frozen backbone."""
-    return {name: getattr(recipe, name) for name in ("precision", "dropout", "attention_dropout")}
+def _of_carrier(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of the frozen backbone, and the windows of one of the runs, which fit into it."""
+    names = ("precision", "backbone_dtype", "dropout", "attention_dropout", "max_length", "overlap", "long_text")
+    return {name: getattr(recipe, name) for name in names}
 
 
 class _Session:
@@ -199,7 +204,7 @@ class _Session:
 
     def _carrier(self, run: Asked) -> Predictor:
         source = resolve(run.backbone)
-        recipe = make_recipe("head", run.recipe, _of_backbone(_recipe(run, source)))
+        recipe = make_recipe("head", run.recipe, _of_carrier(_recipe(run, source)))
         return build(PreparedTask.open(run.data), source, "head", recipe, 0)
 
     def _size(self, group: Sequence[Numbered], carrier: Predictor) -> Size:
@@ -256,6 +261,8 @@ class _Session:
         recipe = _recipe(run, source)
         overwrite = self._overwrite or unfinished(run.out)
         opened = Run(task, source, run.method, recipe, run.out, asked, overwrite=overwrite)
+        if run.method != "head":
+            opened.activations = None  # of validation, for each run anew: many runs' do not fit into memory
         checkpoint = locks.enter_context(Checkpoint(run.out, opened.settings(), every=self._every, fresh=self._fresh))
         opened.read(self._material)
         adapted, precision = opened.predictor.adapted, opened.predictor.precision

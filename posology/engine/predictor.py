@@ -150,6 +150,10 @@ def run(
     return [result.logits() for result in results]
 
 
+class NotFinite(UserError):
+    """A model answers with NaN or infinities: its training has diverged."""
+
+
 class _Results:
     """Logits as they come in, micro-batch by micro-batch.
 
@@ -173,7 +177,7 @@ class _Results:
         """Takes what `Adapted.answers` gives for a micro-batch."""
         values = output.cpu().numpy()
         if not np.isfinite(values).all():
-            raise UserError("the model's answers are not finite numbers", "Train it anew at a lower learning rate")
+            raise NotFinite("the model's answers are not finite numbers", "Train it anew at a lower learning rate")
         if self._tagging:
             self._values[self._starts[batch.documents[batch.words[:, 0]]] + batch.words[:, 1]] = values
         else:

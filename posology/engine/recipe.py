@@ -26,7 +26,7 @@ class Recipe(BaseModel):
         schedule: what the learning rate does after that.
         max_grad_norm: gradients are scaled down to this Euclidean norm.
         class_weights: `balanced` weighs each class by n / (classes x its count).
-        patience: evaluations without a better validation score before training stops.
+        patience: epochs without a better validation score before training stops.
         max_length: pieces a window may have, special tokens included; virtual tokens come on top where they fit.
         long_text: `window` reads all of a long document in overlapping windows, `truncate` its beginning.
         overlap: pieces that neighbouring windows share.

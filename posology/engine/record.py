@@ -71,6 +71,7 @@ def adapted_record(source: Source, predictor: Predictor, recipe: Recipe) -> dict
             "hub_id": source.hub_id,
             "layers": source.layers,
             "sha256": source.fingerprint,
+            "reading": source.reading,
             "parameters": adapted.backbone_parameters,
             **lineage(source)._asdict(),
         },
@@ -90,6 +91,7 @@ def summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
     return {
         "artifact": str(out),
         "task": record["task"]["name"],
+        "fingerprint": record["task"].get("fingerprint"),
         "kind": record["kind"],
         "metric": record["task"]["metric"],
         "backbone": record["backbone"]["name"],

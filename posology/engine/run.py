@@ -40,7 +40,11 @@ from posology.engine.training import Budget, Fit
 from posology.engine.virtual import VIRTUAL
 from posology.errors import Interrupted, UserError
 from posology.evaluation.statistics import clean
+from posology.machine import machine_memory
 from posology.tasks.prepared import PreparedTask
+
+_MOST_BYTES = 500
+"""Of activations for each piece, layer and unit of width, at most: below that nothing is rehearsed, which takes seconds."""
 
 
 class _Best(NamedTuple):
@@ -120,7 +124,12 @@ class Run:
         keep = None if keep_activations is None else Path(keep_activations)
         frozen = frozen_layers(self.predictor.adapted)
         if frozen and (keep is not None or recipe.epochs > 1):
-            depends = {"weights": source.fingerprint, "quantise": recipe.quantise, **versions("torch", "transformers")}
+            depends = {
+                "weights": source.fingerprint,
+                "reading": source.reading,
+                "quantise": recipe.quantise,
+                **versions("torch", "transformers"),
+            }
             self.activations = Activations(self.predictor.adapted, self.predictor.precision, out, depends, keep)
         elif keep is not None:
             raise UserError(
@@ -152,6 +161,7 @@ class Run:
             "metric": self.task.metric,
             "backbone": self.source.title,
             "weights": self.source.fingerprint,
+            "reading": self.source.reading,
             "method": adapted.method,
             "seed": self._asked["seed"],
             **self._asked["budget"],
@@ -218,23 +228,51 @@ class Run:
         """
         limit = self._asked["budget"].get("max_memory")
         if limit is None:
+            self._check_longest()
             return None
-        adapted, precision = self.predictor.adapted, self.predictor.precision
-        rehearsal = Rehearsal(
-            load_config(self.source),
-            adapted.method,
-            self.recipe,
-            self.task.kind,
-            precision,
-            outputs=adapted.base.config.num_labels,
-            family=self.source.family,
-            mean=adapted.pooling == "mean",
-        )
-        process = self._before if precision.device.type == "cpu" else 0
+        rehearsal = self._rehearsal()
+        process = self._before if self.predictor.precision.device.type == "cpu" else 0
+        if self.activations is not None:
+            corpora = (self.encoded, self._material.encoded_validation)
+            process += sum(self.activations.held_bytes(encoded) for encoded in corpora)
         tokens, memory = tokens_that_fit(rehearsal, self.encoded, limit, seed=self._asked["seed"], process=process)
         console.say(f"about {readable(memory.peak)} of {readable(limit)}: {tokens:,} pieces at a time")
         self.predictor.token_budget = min(self.predictor.token_budget, 2 * tokens)
         return tokens
+
+    def _rehearsal(self) -> Rehearsal:
+        adapted = self.predictor.adapted
+        return Rehearsal(
+            load_config(self.source),
+            adapted.method,
+            self.recipe,
+            self.task.kind,
+            self.predictor.precision,
+            outputs=adapted.base.config.num_labels,
+            family=self.source.family,
+            mean=adapted.pooling == "mean",
+        )
+
+    def _check_longest(self) -> None:
+        """Raises `UserError` where a document's windows, which a classifier trains together, need more than there is."""
+        free = machine_memory()["available_bytes"]
+        if self.task.kind != "sequence-classification" or self.predictor.precision.device.type != "cpu" or free is None:
+            return
+        own = max(self.encoded.windows, key=lambda own: sum(len(window.ids) for window in own))
+        config, longest = self.predictor.adapted.base.config, max(len(window.ids) for window in own)
+        if len(own) * longest * config.hidden_size * config.num_hidden_layers * _MOST_BYTES <= free:
+            return
+        rehearsal = self._rehearsal()
+        four, eight = (rehearsal.estimate([longest] * count, process=0).peak for count in (4, 8))
+        needed = four + (eight - four) * (len(own) - 4) // 4
+        if needed > free:
+            raise UserError(
+                f"the longest training document has {len(own):,} windows of {longest} pieces, which are trained together: "
+                f"they need about {readable(needed)}, and {readable(free)} are free",
+                "Read the beginning of documents only (--set long_text=truncate), cut long documents into several, or "
+                "choose a smaller backbone (NAME:K takes its first K layers)",
+                self.task.folder,
+            )
 
     def validate(self) -> dict[str, float]:
         """Every metric of the model as it is, on validation."""

@@ -82,7 +82,7 @@ class Teaching:
             "teacher": fingerprint(self.artifact),
             "temperature": self.temperature,
             "teacher_weight": self.weight,
-            "unlabelled": None if self.unlabelled is None else _content(self.unlabelled),
+            "unlabelled": None if self.unlabelled is None else [_content(self.unlabelled), self.text],
         }
 
 

@@ -30,6 +30,7 @@ from posology.errors import Interrupted, UserError
 from posology.evaluation.statistics import clean
 from posology.evaluation.subgroups import by_column, read_column
 from posology.files import check_free, check_writable
+from posology.seed import check_seed
 from posology.tasks.prepared import PreparedTask
 
 __all__ = ["evaluate", "summary", "train", "versions"]
@@ -250,8 +251,7 @@ def unfinished(out: Path, fresh: bool = False) -> bool:
 def _check_budgets(
     seed: int, max_seconds: float | None, evaluate_seconds: float | None, checkpoint_seconds: float
 ) -> None:
-    if seed < 0:
-        raise UserError(f"{seed} is no seed", "Give a number from 0", "--seed")
+    check_seed(seed)
     if max_seconds is not None and not max_seconds > 0:
         raise UserError(f"{max_seconds} seconds are none", "Give more than 0", "--max-seconds")
     if evaluate_seconds is not None and not evaluate_seconds > 0:

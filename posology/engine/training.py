@@ -233,11 +233,14 @@ class Training:
             Diverged: the loss is not finite and no state was kept. Where one was, training stops with it.
         """
         if not math.isfinite(loss):
-            self._diverge(loss)
+            self.diverge(f"the loss is {loss}")
             return
         for group in self._optimiser.param_groups:
             group["lr"] = self.learning_rate()
-        torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self._recipe.max_grad_norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self._recipe.max_grad_norm))
+        if not math.isfinite(norm):  # clipped, these gradients would be none, or no numbers
+            self.diverge(f"the norm of the gradients is {norm}")
+            return
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         documents = self.documents()
@@ -282,10 +285,15 @@ class Training:
         if self.fit.seconds + pace * float(self._pieces[self.documents()].sum()) >= limit:
             self.fit.stopped = "seconds"
 
-    def _diverge(self, loss: float) -> None:
+    def diverge(self, what: str) -> None:
+        """Ends training with the best state so far.
+
+        Raises:
+            Diverged: there is none.
+        """
         self._optimiser.zero_grad(set_to_none=True)
         error = Diverged(
-            f"training diverged: the loss is {loss} at step {self.fit.steps + 1}",
+            f"training diverged: {what} at step {self.fit.steps + 1}",
             f"Lower the learning rate (--set learning_rate={self._recipe.learning_rate / 10:g})",
         )
         if self.best_state is None:

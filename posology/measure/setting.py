@@ -16,6 +16,7 @@ from posology.engine.backbone import Source, load_config, resolve
 from posology.engine.methods import METHODS, check_method
 from posology.engine.recipe import Recipe, make_recipe
 from posology.errors import UserError
+from posology.seed import check_seed
 from posology.tasks.prepared import PreparedTask
 
 # Trainer reads the beginning of a text, at the first position, and knows no class weights; operations are counted on
@@ -70,6 +71,7 @@ def make_setting(
     Raises:
         UserError: something unknown, or a field of the recipe that cannot differ here.
     """
+    check_seed(seed)
     check_method(method)
     if method not in METHODS:
         raise UserError(f"{method} has no backbone to measure", f"Choose one of {', '.join(METHODS)}", "--method")

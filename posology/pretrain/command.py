@@ -33,6 +33,7 @@ from posology.pretrain.perplexity import HeldOut, change, held_out_windows, meas
 from posology.pretrain.record import check_numbers, descent, learning, reading, settings
 from posology.pretrain.store import Reading, Store, count_words, open_store
 from posology.pretrain.vocabulary import extend, new_words
+from posology.seed import check_seed
 from posology.tasks.prepared import PreparedTask
 
 _EPOCHS = 3.0
@@ -128,10 +129,11 @@ def pretrain(
     check_numbers(
         {"--epochs": epochs, "--steps": steps, "--max-seconds": max_seconds, "--max-cost": max_cost,
          "--batch-size": batch_size, "--learning-rate": learning_rate},
-        {"--extend-vocabulary": extend_vocabulary, "--seed": seed, "checkpoint_seconds": checkpoint_seconds},
+        {"--extend-vocabulary": extend_vocabulary, "checkpoint_seconds": checkpoint_seconds},
         held_out,
         max_length,
     )  # fmt: skip
+    check_seed(seed)
     if method == "lora" and extend_vocabulary:
         raise UserError(
             "the embeddings of new words must be trained, and LoRA trains none",

@@ -36,6 +36,7 @@ from posology.pretrain.perplexity import held_out_windows
 from posology.pretrain.record import check_numbers, descent, learning, reading, settings
 from posology.pretrain.store import Reading, Store, open_store
 from posology.pretrain.student import chosen_layers, copy_of, student_config, watched
+from posology.seed import check_seed
 from posology.tasks.prepared import PreparedTask
 
 _EPOCHS = 3.0
@@ -156,11 +157,12 @@ def distil_backbone(
     check_numbers(
         {"--epochs": epochs, "--max-seconds": max_seconds, "--batch-size": batch_size, "--learning-rate": learning_rate,
          "--temperature": losses.temperature},
-        {"--steps": steps, "--seed": seed, "--hidden": losses.hidden, "--relations": losses.relations,
+        {"--steps": steps, "--hidden": losses.hidden, "--relations": losses.relations,
          "--logits": losses.logits},
         held_out,
         max_length,
     )  # fmt: skip
+    check_seed(seed)
     if not (losses.hidden or losses.relations or losses.logits):
         raise UserError("all losses have a weight of 0, so that nothing is learnt", "Raise one of them", "--hidden")
     check_free(out, marker=BACKBONE_RECORD, overwrite=overwrite)

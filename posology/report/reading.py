@@ -78,6 +78,7 @@ def read(
             opened.keys(name)  # says which there are, where this is none of them
         wanted = set(known if studies is None else studies)
         rows: list[tuple[dict[str, Any], Run]] = []
+        trained: dict[str, str | None] = {}
         on_samples = 0
         for row in opened.results():
             if wanted.isdisjoint(row["studies"]):
@@ -86,11 +87,12 @@ def read(
                 on_samples += 1
                 continue
             rows.append((row["cell"], _run(row, opened.artifacts, rate)))
+            trained[row["key"]] = row["result"].get("fingerprint")
         states = _states(opened, wanted)
     if not rows:
         waiting = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "none at all"
         raise UserError(f"has no run that is done ({waiting})", "Run a study, or name another one", ledger)
-    tasks = _tasks(rows)
+    tasks = _tasks(rows, trained)
     reported = [name for name in known if name in wanted and not _RUNG.match(name)] or sorted(wanted)
     notes = _notes([run for _, run in rows], tasks, states, on_samples, price, rate)
     return Results(title or _title(reported), tasks, notes)
@@ -176,20 +178,26 @@ def _domain(backbone: str) -> str | None:
 # --- configurations ---------------------------------------------------------------------------------------------------
 
 
-def _tasks(rows: Iterable[tuple[Mapping[str, Any], Run]]) -> tuple[TaskResults, ...]:
-    """Runs by task, the tasks in order of appearance; a task is its data and its metric, whatever a study calls it."""
+def _tasks(rows: Iterable[tuple[Mapping[str, Any], Run]], trained: Mapping[str, str | None]) -> tuple[TaskResults, ...]:
+    """Runs by task, the tasks in order of appearance; a task is its data and its metric, whatever a study calls it.
+
+    Its data are those that a run was trained on: the folder may hold others now. `trained` has their fingerprints by the
+    runs' keys, as far as results say them.
+    """
     known: dict[str, _Task] = {}
     by_task: dict[tuple[str, str], list[tuple[Mapping[str, Any], Run]]] = defaultdict(list)
     for cell, run in rows:
         data = cell["data"]
         if data not in known:
             known[data] = _task(data)
-        by_task[known[data].identity, run.metric].append((cell, run))
+        identity = trained[run.key] or _trained_on(run) or known[data].identity
+        by_task[identity, run.metric].append((cell, run))
     names = _unique([_task_name(own, by_task) for own in by_task.values()])
     built = []
     with console.progress("comparing", len(by_task)) as advance:
-        for name, own in zip(names, by_task.values(), strict=True):
-            found = known[own[0][0]["data"]].found
+        for name, ((identity, _), own) in zip(names, by_task.items(), strict=True):
+            there = (known[cell["data"]] for cell, _ in own)
+            found = next((task.found for task in there if task.identity == identity), None)
             configurations, differences, verdict = comparing.compare(_configurations(own), advance)
             run = own[0][1]
             built.append(
@@ -217,6 +225,21 @@ def _task(data: str) -> _Task:
     except UserError:
         return _Task(data, None)
     return _Task(found.fingerprint, found)
+
+
+def _trained_on(run: Run) -> str | None:
+    """The fingerprint of a run's task, by its artifact; results of before say none."""
+    task = _of_artifact(run.artifact).get("task")
+    return task.get("fingerprint") if isinstance(task, dict) else None
+
+
+def _of_artifact(artifact: Path | None) -> dict[str, Any]:
+    """What an artifact says of itself; nothing where it cannot be read."""
+    try:
+        found = json.loads((artifact / "posology.json").read_text(encoding="utf-8")) if artifact is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _task_name(own: Sequence[tuple[Mapping[str, Any], Run]], by_task: Mapping[tuple[str, str], Any]) -> str:
@@ -276,14 +299,7 @@ def _with_recipe(cell: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
     """The runs of a configuration with the hyper-parameters that its artifacts name, or else those that it asks for."""
     from dataclasses import replace
 
-    recipe: Mapping[str, Any] = {}
-    for run in runs:
-        if run.artifact is not None:
-            try:
-                recipe = json.loads((run.artifact / "posology.json").read_text(encoding="utf-8"))["recipe"]
-                break
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+    recipe = next((found for run in runs if (found := _of_artifact(run.artifact).get("recipe"))), None)
     return [replace(run, recipe=recipe or cell["overrides"]) for run in runs]
 
 

@@ -7,6 +7,7 @@ folders that all nodes share.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import time
@@ -24,6 +25,8 @@ from posology.study.worker import check_shared, prepare
 
 FAILED = "failed.jsonl"
 _MADE_BY = "predictions.json"
+_ANSWERED = "answered.txt"
+"""Which file each answer is to, and how that was then: lines of JSON, of which the last with a name counts."""
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
 _ATTEMPTS = 3
 """How often a file that takes its worker with it is begun; Ray itself would not stop."""
@@ -50,12 +53,13 @@ def predict_files(
 ) -> dict[str, Any]:
     """Predicts for many files (or folders of .txt files), each into a file of its own below `out`, as `predict` does.
 
-    Called again, it does what is missing: files without answers, and those that have changed since. Answers appear as a
-    whole or not at all. Files that cannot be read are listed in `failed.jsonl` (`input`, `problem`), and the others done.
+    Called again, it does what is missing: files without answers, and those that have changed since, by their sizes and
+    times. Answers appear as a whole or not at all. Files that cannot be read are listed in `failed.jsonl` (`input`,
+    `problem`), and the others done.
 
     Args:
         artifact: a folder that `train` wrote.
-        inputs: what `predict` takes; no two with the same name before the ending.
+        inputs: what `predict` takes; no two with the same name before the ending, here or in earlier calls.
         out: a folder; may be there from an earlier call with the same artifact and options.
         address: of the cluster: HOST:PORT, or auto; by default one is started on this machine.
         cpus: processors of one worker.
@@ -75,7 +79,8 @@ def predict_files(
         `out`, `files`, of these `done` now, `skipped` since they were done before, and `failed`; `documents` done now.
 
     Raises:
-        UserError: the cluster cannot be reached, the artifact cannot be read, or `out` holds answers of another one.
+        UserError: the cluster cannot be reached, the artifact cannot be read, or `out` holds answers of another one, or to
+            another file of the same name.
     """
     out, folder = Path(out), Path(artifact)
     if suffix not in _SUFFIXES:
@@ -85,7 +90,17 @@ def predict_files(
     options = {"encoding": encoding, "quoting": quoting, "drop_empty": drop_empty, "with_text": with_text}
     targets = _targets([Path(path).absolute() for path in inputs], out.absolute(), suffix)
     _check_made_by(out, folder, {**reading, **options, "suffix": suffix})
-    waiting = [(source, target) for source, target in targets.items() if not _done(source, target)]
+    answered = _read_answered(out)
+    states = {source: _state(source) for source in targets}  # before they are read: what is written meanwhile is seen
+    _check_same_inputs(targets, answered)
+    waiting = [
+        (source, target)
+        for source, target in targets.items()
+        if not target.exists() or answered.get(target.name, {}).get("state") != states[source]
+    ]
+    for _source, target in waiting:
+        answered.pop(target.name, None)
+    _write_answered(out, answered)
     problems: dict[str, str | None] = {}
     documents = 0
     for _source, target in waiting:  # left by a call that was killed
@@ -98,6 +113,9 @@ def predict_files(
             worker = {"proof": proof(out), "threads": resources.threads, "gpu": gpus > 0}
             for row in _rows(waiting, min(slots, len(waiting)), resources, settings | worker):
                 problems[row["input"]] = row["problem"]
+                if row["problem"] is None:
+                    source = Path(row["input"])
+                    _note_answered(out, targets[source].name, source, states[source])
                 documents += row["documents"]
                 advance()
     failed = {source: problem for source, problem in problems.items() if problem is not None}
@@ -244,12 +262,45 @@ def _check_made_by(out: Path, artifact: Path, options: dict[str, Any]) -> None:
     write_json(out / _MADE_BY, made)
 
 
-def _done(source: Path, target: Path) -> bool:
-    """Whether a file has answers that are younger than it is."""
-    if not target.exists():
-        return False
-    changed = max(path.stat().st_mtime for path in [source, *(source.glob("*.txt") if source.is_dir() else [])])
-    return target.stat().st_mtime >= changed
+def _state(source: Path) -> str:
+    """Of a file, or of all texts in a folder: equal as long as names, sizes and times are."""
+    paths = sorted(source.glob("*.txt")) if source.is_dir() else [source]
+    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _check_same_inputs(targets: dict[Path, Path], answered: dict[str, dict[str, str]]) -> None:
+    """Raises UserError where answers to another file would be replaced: that they are of this one cannot be seen."""
+    for source, target in targets.items():
+        other = answered.get(target.name, {}).get("input", str(source))
+        if other != str(source) and target.exists():
+            raise UserError(
+                f"its answers would take the place of those to {other} in {target}",
+                "Rename it, or give another --out",
+                source,
+            )
+
+
+def _read_answered(out: Path) -> dict[str, dict[str, str]]:
+    """What each answer is to: `input` and `state` by the answer's name."""
+    found: dict[str, dict[str, str]] = {}
+    path = out / _ANSWERED
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError):  # the last one, of a call that was killed
+            row = json.loads(line)
+            found[row.pop("answers")] = row
+    return found
+
+
+def _write_answered(out: Path, answered: dict[str, dict[str, str]]) -> None:
+    with staged_file(out / _ANSWERED) as staging:
+        lines = [json.dumps({"answers": name, **row}) for name, row in answered.items()]
+        staging.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _note_answered(out: Path, name: str, source: Path, state: str) -> None:
+    with open(out / _ANSWERED, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"answers": name, "input": str(source), "state": state}) + "\n")
 
 
 def _list_failed(out: Path, failed: dict[str, str]) -> None:

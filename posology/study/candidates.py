@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,18 @@ def backbones_here() -> list[str]:
     return found
 
 
+def parameters(backbone: str, kind: str) -> int:
+    """How many a backbone has, without its weights; those of its first layers where it is `NAME:K`.
+
+    Args:
+        backbone: as `list_candidates` takes them.
+        kind: of the task: some have a pooler for classes only.
+    """
+    from posology.engine.backbone import load_config, on_meta, resolve
+
+    return sum(weight.numel() for weight in on_meta(load_config(resolve(backbone)), kind).base_model.parameters())
+
+
 def list_candidates(
     backbones: Iterable[str], methods: Iterable[str], recipes: Sequence[Mapping[str, Any]] | None
 ) -> list[Candidate]:
@@ -217,22 +229,31 @@ class Profiler:
             self._serving[key] = found | {"measuring_seconds": time.perf_counter() - begin}
         return self._serving[key]
 
-    def forecast(self, candidates: Sequence[Candidate], known: Mapping[str, Any] | None) -> dict[str, Any]:
+    def forecast(
+        self,
+        candidates: Sequence[Candidate],
+        known: Mapping[str, Any] | None,
+        more: Callable[[], bool] = lambda: True,
+    ) -> dict[str, Any]:
         """Foretells for each what training it on everything will take: its cost, and `seconds`, `training_memory_bytes`, `epochs`.
 
         Args:
             known: a profile of other candidates, so that nothing is measured twice.
+            more: is asked before each that needs a measurement; where it says no, nothing is foretold of it.
 
         Returns:
             The profile, which has grown.
         """
         from posology.study.forecast import forecast
-        from posology.study.profile import measure
+        from posology.study.profile import Wanted, is_complete, measure
 
         task = self._task
         cells = [candidate.cell(task.name, task.folder, self._seed) for candidate in candidates]
-        profile = measure(cells, known, seconds=1.0)
-        for candidate, cell, found in zip(candidates, cells, forecast(cells, profile), strict=True):
+        profile = measure(cells, known, seconds=1.0, more=more)
+        for candidate, cell in zip(candidates, cells, strict=True):
+            if not is_complete(Wanted(cell), profile):
+                continue
+            (found,) = forecast([cell], profile)
             training, evaluation = found.training / task.counts["train"], found.evaluation / task.counts["validation"]
             candidate.cost = Cost(training, evaluation, found.fixed)
             candidate.figures |= {

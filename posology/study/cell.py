@@ -10,6 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from posology.seed import LARGEST_SEED
+
+_Stamp = tuple[tuple[str, int, int], ...]
 KEY_LENGTH = 32
 """Hexadecimal digits of a key: 128 bits."""
 
@@ -39,7 +42,7 @@ class Cell(BaseModel):
     method: str = "lora"
     recipe: str = "standard"
     overrides: dict[str, Any] = Field(default_factory=dict)
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, le=LARGEST_SEED)
     shots: int | None = Field(default=None, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
     evaluate_seconds: float | None = Field(default=None, gt=0)
@@ -81,7 +84,7 @@ class Cell(BaseModel):
         else:
             source = _source(self.backbone)
             settings = make_recipe(self.method, self.recipe, self.overrides, width=load_config(source).hidden_size)
-            backbone = {"sha256": source.fingerprint, "layers": source.layers}
+            backbone = {"sha256": source.fingerprint, "reading": source.reading, "layers": source.layers}
         # Only where there is a teacher, so that all other runs have the keys that they always had.
         taught = {"distilled_from": _teacher(self.distilled_from)} if self.distilled_from else {}
         return {
@@ -102,23 +105,38 @@ class Cell(BaseModel):
         return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
-@functools.lru_cache(maxsize=256)
 def _task(data: Path) -> tuple[str, str, str, str]:
+    return _task_as_stamped(data, _stamp(data))
+
+
+@functools.lru_cache(maxsize=256)
+def _task_as_stamped(data: Path, _stamp: _Stamp) -> tuple[str, str, str, str]:
     from posology.tasks.prepared import PreparedTask
 
     task = PreparedTask.open(data)
     return task.fingerprint, task.kind, task.metric, task.unit
 
 
-@functools.lru_cache(maxsize=256)
 def _teacher(artifact: Path) -> dict[str, Any]:
+    return _teacher_as_stamped(artifact, _stamp(artifact))
+
+
+@functools.lru_cache(maxsize=256)
+def _teacher_as_stamped(artifact: Path, _stamp: _Stamp) -> dict[str, Any]:
     from posology.engine.teaching import Teaching
 
     return Teaching(artifact).settings()
 
 
-@functools.lru_cache(maxsize=256)
 def _source(backbone: str) -> Any:
     from posology.engine.backbone import resolve
 
-    return resolve(backbone)
+    return resolve(backbone)  # which keeps the hashes of its files for as long as nobody writes them
+
+
+def _stamp(folder: Path) -> _Stamp:
+    """Changes when somebody writes a file of a folder: a process may live through that, such as a notebook's."""
+    if not folder.is_dir():
+        return ()
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)

@@ -56,7 +56,8 @@ class Limits:
 
     def time(self, per_hour: float) -> tuple[float | None, str]:
         """Seconds that time and money allow, at so much money an hour, and the name of the tighter limit."""
-        paid = None if self.max_cost is None else self.max_cost / per_hour * 3600
+        # What costs nothing lasts for ever.
+        paid = None if self.max_cost is None or per_hour == 0 else self.max_cost / per_hour * 3600
         if paid is not None and (self.max_seconds is None or paid < self.max_seconds):
             return paid, "max_cost"
         return self.max_seconds, "max_seconds"

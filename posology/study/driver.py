@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def carry_out(
     executor: Executor | None = None,
     *,
     watch: Callable[[Event], bool] | None = None,
+    keep: Collection[str] | None = None,
     retry: bool = False,
     source: str = "",
     title: str = "",
@@ -38,6 +39,8 @@ def carry_out(
         cells: its runs.
         executor: who does them; by default this machine.
         watch: is told every event. Where it returns True for an evaluation, that run ends, with its best state so far.
+        keep: keys of runs that somebody ended early and that are good as they are; by default all where there is a
+            `watch`, and none where there is none. The others are done anew, as a whole.
         retry: try runs that failed once more.
         source, title: of the study, as `Ledger.add` takes them.
         measured: whether speed of prediction, operations and size of each run are measured.
@@ -55,8 +58,10 @@ def carry_out(
         executor = LocalExecutor()
     keys = ledger.add(study, cells, source=source, title=title)
     folder = ledger.artifacts
-    if watch is None:  # who does not end runs early wants those whole that somebody else did
-        _forget(ledger, ledger.pruned(study))
+    pruned = ledger.pruned(study)
+    if keep is None:  # who does not end runs early wants those whole that somebody else did
+        keep = pruned if watch is not None else ()
+    _forget(ledger, [key for key in pruned if key not in keep])
     known = {key: ledger.state(key) for key in keys}
     missing = [key for key, state in known.items() if state != "done" and (retry or state != "failed")]
     ledger.open_again(missing)

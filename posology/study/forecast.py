@@ -10,6 +10,7 @@ is an upper bound where training may end early: patience is not foretold, and a 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 from collections import Counter
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posology.errors import UserError
 from posology.measure import money
 from posology.study.cell import Cell
 from posology.study.ledger import Ledger
@@ -76,7 +78,8 @@ class Total:
     Attributes:
         seconds, low, high: of all runs, one by one.
         in_company: seconds where runs of one task, backbone and method share its frozen layers.
-        elapsed: until the last run is done, with so many workers of which each is as fast as the measured machine.
+        elapsed: until the last run is done, one by one, with so many workers of which each is as fast as the measured
+            machine.
         memory: bytes of the largest run; None where no run's is known.
         money: of `seconds`, where a price was named.
     """
@@ -123,7 +126,7 @@ def total(
         cells: the runs.
         forecasts: of each.
         profile: says how long a worker takes to start.
-        workers: processes or machines that run at once.
+        workers: GPUs or machines that work at once.
         price: name of a price.
         prices: a file of prices; see `posology.measure.money`.
 
@@ -144,21 +147,24 @@ def total(
 
 
 def forecast_study(
-    ledger: Ledger,
+    ledger: Ledger | None,
     cells: Sequence[Cell],
     *,
     price: str = money.DEFAULT,
     workers: int = 1,
+    cluster: bool = False,
     times: int = 1,
     prices: Path | str | None = None,
 ) -> dict[str, Any]:
     """What some runs of a study will take, with a profile that the ledger keeps for the next time.
 
     Args:
-        ledger: open for writing.
+        ledger: open for reading or writing; None where there is none. Where it cannot be written, the profile is not kept.
         cells: the runs.
         price, prices: as in `total`; the price is looked up before anything is measured.
-        workers: processes or machines that run at once.
+        workers: processes that are to share the work.
+        cluster: whether each is on a node of its own. Those on this machine make it faster by its GPUs only: without,
+            they share the processors that one would have.
         times: how often each is done, in a search.
 
     Returns:
@@ -168,14 +174,23 @@ def forecast_study(
         UserError: an input of a cell is not there or does not fit, or there is no such price.
     """
     money.rate(price, prices)
-    known = ledger.noted(_EVERY_STUDY, _NOTE)
+    known = None if ledger is None else ledger.noted(_EVERY_STUDY, _NOTE)
     profile = measure(cells, known)
-    if profile != known:
-        ledger.note(_EVERY_STUDY, _NOTE, profile)
+    if profile != known and ledger is not None:
+        _keep(ledger, profile)
     forecasts = forecast(cells, profile) * times
-    found = total([*cells] * times, forecasts, profile, workers=workers, price=price, prices=prices).record()
+    at_once = workers if cluster else min(workers, max(1, _gpus()))
+    found = total([*cells] * times, forecasts, profile, workers=at_once, price=price, prices=prices).record()
     amount = found.pop("money")
     return found | {"money": amount["value"], "currency": amount["currency"]}
+
+
+def _keep(ledger: Ledger, profile: Mapping[str, Any]) -> None:
+    if ledger.writable:
+        ledger.note(_EVERY_STUDY, _NOTE, profile)
+        return
+    with contextlib.suppress(UserError, OSError), Ledger(ledger.path, write=True) as opened:  # unless a study runs
+        opened.note(_EVERY_STUDY, _NOTE, profile)
 
 
 def _forecast(wanted: Wanted, profile: Mapping[str, Any]) -> Forecast:
@@ -275,18 +290,23 @@ def _evaluations(epochs: float, epoch_seconds: float, evaluate_seconds: float | 
 
 def _saved(cells: Sequence[Cell], forecasts: Sequence[Forecast]) -> float:
     """Seconds that company saves; runs with a budget of seconds use theirs up."""
-    from posology.engine.company import METHODS
+    from posology.study.grouping import company_of
 
-    def group(cell: Cell) -> tuple[Any, ...]:
-        return cell.data, cell.backbone, cell.method
-
-    companions = [cell.method in METHODS and cell.max_seconds is None for cell in cells]
-    sizes = Counter(group(cell) for cell, fits in zip(cells, companions, strict=True) if fits)
+    companies = [None if cell.max_seconds is not None else company_of(cell) for cell in cells]
+    groups = [(company, cell.data, cell.method) for company, cell in zip(companies, cells, strict=True)]
+    sizes = Counter(groups)
     return sum(
         each.training * (1 - 1 / COMPANY_GAIN)
-        for cell, each, fits in zip(cells, forecasts, companions, strict=True)
-        if fits and sizes[group(cell)] > 1
+        for group, each in zip(groups, forecasts, strict=True)
+        if group[0] is not None and sizes[group] > 1
     )
+
+
+def _gpus() -> int:
+    """Of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _elapsed(seconds: Sequence[float], workers: int, start: float) -> float:

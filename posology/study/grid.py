@@ -156,7 +156,7 @@ def field_value(method: str, field: str, value: Any) -> Any:
     from posology.engine.recipe import Recipe
 
     if field == RATIO:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise ValueError("a number greater than 0 is needed")
         return value
     model: type[BaseModel] = BASELINES[method].settings if method in BASELINES else Recipe
@@ -164,10 +164,13 @@ def field_value(method: str, field: str, value: Any) -> Any:
     if isinstance(value, bool) and model.model_fields[field].annotation is not bool:
         raise ValueError("true and false are no values of it")
     try:
-        return getattr(model(**{**needed, field: value}), field)
+        found = getattr(model(**{**needed, field: value}), field)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise ValueError(message[:1].lower() + message[1:]) from None
+    if isinstance(found, float) and not math.isfinite(found):
+        raise ValueError("a finite number is needed")
+    return found
 
 
 def _settings(study: StudyFile, task: str, backbone: str | None, method: str) -> dict[str, Any] | None:

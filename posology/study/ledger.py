@@ -26,9 +26,12 @@ from typing import Any
 
 from posology import __version__, catalog
 from posology.errors import UserError
+from posology.files import staged_file
 from posology.study.cell import Cell
 
 STATES = ("pending", "running", "done", "failed")
+TRIALS = "trials"
+"""The note of a search: the keys of its trials so far, in order, by the name of the search."""
 _FORMAT = 1
 _SCHEMA = """
 CREATE TABLE studies (name TEXT PRIMARY KEY, title TEXT NOT NULL, source TEXT NOT NULL, created REAL NOT NULL) STRICT;
@@ -53,6 +56,12 @@ CREATE TABLE notes (
     study TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (study, name)
 ) STRICT, WITHOUT ROWID;
 """
+_GIVEN = (
+    "worker", "begun", "ended", "problem", "result", "version", "metric", "value", "low", "high", "validation", "seconds",
+    "trainable_parameters", "adapter_bytes", "peak_memory", "artifact",
+)  # fmt: skip
+"""Columns of a run that it has from being done."""
+_UNWRITABLE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_CANTOPEN")
 _LINEAGE = ("domain", "pretraining", "distilled_from")
 _COLUMNS = (
     "key, runs.task, backbone, method, seed, shots, max_seconds, state, attempts, worker, begun, ended, problem, metric, "
@@ -72,7 +81,9 @@ class Ledger:
     """
 
     def __init__(self, path: Path | str, *, write: bool = False):
-        self.path = Path(path)
+        path = Path(path)
+        # Whatever link leads to it, it has one lock, and its artifacts one folder.
+        self.path = path.resolve() if path.is_symlink() else path
         self._lock: int | None = None
         if not write and not self.path.is_file():
             raise UserError("there is no ledger", "`posology study run` writes one", self.path)
@@ -128,7 +139,33 @@ class Ledger:
     @property
     def artifacts(self) -> Path:
         """The folder of the runs' artifacts, each under its key."""
-        return self.path.with_suffix(".runs")
+        return beside(self.path, ".runs")
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self._lock is not None
+
+    @property
+    def driven(self) -> bool | None:
+        """Whether a process has it open for writing; None where that cannot be told."""
+        if self._lock is not None:
+            return True
+        try:
+            lock = os.open(_lock_of(self.path), os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return None
+        finally:
+            os.close(lock)
+        return False
 
     # --- what is to be done -------------------------------------------------------------------------------------------
 
@@ -183,7 +220,8 @@ class Ledger:
         """Makes runs pending whatever they gave; their results are lost."""
         with self._transaction():
             own = [(key,) for key in keys]
-            for change in ("DELETE FROM evaluations", "UPDATE runs SET state = 'pending', result = NULL, value = NULL"):
+            nothing = ", ".join(f"{column} = NULL" for column in _GIVEN)
+            for change in ("DELETE FROM evaluations", f"UPDATE runs SET state = 'pending', {nothing}"):
                 self._connection.executemany(f"{change} WHERE key = ?", own)
 
     def begin(self, key: str, worker: str | None = None) -> None:
@@ -370,7 +408,8 @@ class Ledger:
         lineages = self._lineages()
         rows = [row | lineages[row["key"]] | {"overrides": json.dumps(row["overrides"])} for row in self.runs()]
         table = pl.DataFrame(rows, infer_schema_length=None)
-        table.write_parquet(out) if out.suffix == ".parquet" else table.write_csv(out)
+        with staged_file(out) as staging:
+            table.write_parquet(staging) if out.suffix == ".parquet" else table.write_csv(staging)
         return len(rows)
 
     def _lineages(self) -> dict[str, dict[str, str | None]]:
@@ -406,13 +445,17 @@ class Ledger:
     def _transaction(self) -> Iterator[Any]:
         if self._lock is None:
             raise UserError("was opened for reading", "Open it with write=True", self.path)
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection.execute
-        except BaseException:
-            self._connection.execute("ROLLBACK")
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            if self._connection.in_transaction:  # where the disk is full, SQLite has rolled back itself
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(_UNWRITABLE):
+                mend = "Make room for it, or let it be written; the same command continues"
+                raise UserError(f"cannot be written ({error})", mend, self.path) from error
             raise
-        self._connection.execute("COMMIT")
 
 
 def _flat(row: sqlite3.Row) -> dict[str, Any]:
@@ -422,10 +465,19 @@ def _flat(row: sqlite3.Row) -> dict[str, Any]:
     return flat
 
 
+def beside(ledger: Path, ending: str) -> Path:
+    """The name of what lies beside a ledger: `ledger.db` has `ledger.runs`, and `r.2024` has `r.2024.runs`."""
+    return ledger.with_suffix(ending) if ledger.suffix == ".db" else ledger.with_name(ledger.name + ending)
+
+
+def _lock_of(ledger: Path) -> Path:
+    return ledger.with_name(f".{ledger.name}.lock")
+
+
 def _locked(path: Path) -> int:
     """Holds the lock of writers; it goes with the process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

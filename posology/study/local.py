@@ -48,6 +48,8 @@ class LocalExecutor:
     """
 
     def __init__(self, workers: int | None = None, *, company: bool = True):
+        if workers is not None and workers < 1:
+            raise UserError(f"{workers} workers are none", "Give a number from 1", "--workers")
         self._wanted, self._company = workers, company
         self._workers: list[_Worker] = []
         self._attempts: collections.Counter[str] = collections.Counter()

@@ -29,20 +29,25 @@ from posology.evaluation.statistics import clean
 from posology.files import check_free, staged_folder, write_json
 from posology.measure import money
 from posology.measure.memory import Watermark
+from posology.seed import check_seed
 from posology.study import candidates as listing
 from posology.study import dose
 from posology.study.candidates import Candidate, Profiler, serve
+from posology.study.cell import Cell
 from posology.study.dose import Limits
+from posology.study.driver import carry_out
 from posology.study.executor import Executor
 from posology.study.ledger import Ledger
 from posology.study.race import Race, Timer
 from posology.tasks.prepared import PreparedTask
 
-ANSWER = "prescription.json"
+ANSWER, ARTIFACT = "prescription.json", "artifact"
 _LONG = 600
 """Mean characters of training documents from which company gains nothing."""
 _PROFILING = 0.35
 """Share of the time after which nothing further is profiled."""
+_LEAST = 5.0
+"""Seconds below which no measurement of a candidate is begun: a small model is loaded, answers and takes some steps."""
 _SERVING = ("latency_ms", "documents_per_second", "memory_bytes")
 _RESERVE = 1.0
 """Seconds for writing the answer."""
@@ -103,14 +108,16 @@ def prescribe(
         measured, scores by sample size, and why they were `dropped`; `rungs`; `seconds` and `money` of the whole.
 
     Raises:
-        UserError: input that does not fit, or `out` holds something else.
+        UserError: input that does not fit, or `out` holds something else. Nothing is changed then.
         Interrupted: stopped; the same call goes on.
     """
     began = clock()
     limits = Limits(max_seconds, max_cost, max_latency_ms, max_memory_mb, min_metric)
+    check_seed(seed)
     if choose_seconds is not None and not choose_seconds > 0:
         raise UserError(f"{choose_seconds:g} seconds are none", "Give more than 0", "--choose-seconds")
-    task, out = PreparedTask.open(data), Path(out)
+    task, out = PreparedTask.open(Path(data).absolute()), Path(out).absolute()
+    path = Path(ledger).absolute() if ledger is not None else out / "ledger.db"
     rate = money.rate(price, prices)
     asked = {
         "task": task.fingerprint,
@@ -121,16 +128,17 @@ def prescribe(
         "choose_seconds": choose_seconds,
         "seed": seed,
         "price": price,
+        "rate": rate._asdict(),
     }
-    if overwrite and (out / ANSWER).is_file():
-        check_free(out, marker=ANSWER, overwrite=True)
-        shutil.rmtree(out)
-    if (done := _begun(out, asked)) is not None:
+    begun = None if overwrite else _begun(out, asked)
+    done = begun if begun is not None and "reason" in begun else None
+    if done is not None and (done["artifact"] is None or (out / ARTIFACT / RECORD).is_file()):
         console.say(f"{out} holds this prescription already")
         return done
     names = listing.backbones_here() if backbones is None else backbones
     entrants = listing.list_candidates(names, listing.METHODS if methods is None else methods, recipes)
-    path = Path(ledger) if ledger is not None else out / "ledger.db"
+    if begun is None:
+        _make(out, asked, path, overwrite)
     study = f"prescribe {hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]}"
     with Ledger(path, write=True) as opened, interruptible():
         timer = Timer(limits.time(rate.per_hour)[0], float(opened.noted(study, "seconds") or 0.0), clock, began)
@@ -138,7 +146,7 @@ def prescribe(
             opened, study, task, timer, limits, rate, out, seed, executor or default_executor(task), choose_seconds
         )
         try:
-            found = session.answer(entrants)
+            found = session.answer(entrants) if done is None else session.again(done)
         except KeyboardInterrupt as error:
             raise Interrupted(f"what is done of {study} is in {path}; the same command continues") from error
         finally:
@@ -150,16 +158,24 @@ def prescribe(
     return found
 
 
+def _make(out: Path, asked: Mapping[str, Any], ledger: Path, overwrite: bool) -> None:
+    """Makes the folder of a prescription, in place of an old one with `overwrite`."""
+    check_free(out, marker=ANSWER, overwrite=overwrite)
+    if ledger.is_file():
+        Ledger(ledger, write=True).close()  # fails where it is none, or another process writes it
+    if (out / ANSWER).is_file():
+        shutil.rmtree(out)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(out / ANSWER, {"asked": asked})
+
+
 def _begun(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Makes the folder, or sees that it holds this very prescription; the answer if it is there."""
+    """What a folder holds of this very prescription; None where there is nothing yet."""
     path = out / ANSWER
     if not path.is_file():
-        check_free(out, marker=ANSWER, overwrite=False)
-        out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(path, {"asked": asked})
         return None
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         before = known["asked"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError("is damaged", "Remove it, or name another folder", path) from error
@@ -167,7 +183,7 @@ def _begun(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         raise UserError(
             f"holds a prescription with another {', '.join(differs)}", "Name another folder, or ask as before", out
         )
-    return known if "reason" in known else None
+    return known
 
 
 def default_executor(task: PreparedTask) -> Executor:
@@ -213,6 +229,7 @@ class _Prescription:
     ):
         self._ledger, self._study, self._task, self._timer, self._limits = ledger, study, task, timer, limits
         self._rate, self._out, self._profiler = rate, out, Profiler(task, seed)
+        self._executor, self._longest = executor, _LEAST
         self.race = Race(
             ledger,
             study,
@@ -228,20 +245,21 @@ class _Prescription:
         """Everything from the baseline to the dose."""
         baseline = Candidate(None, listing.BASELINE[self._task.kind])
         self.race.baseline(baseline)
-        options = [] if baseline.dropped else [self._option(baseline)]
+        options = [] if baseline.dropped else [self._option(baseline, self.race.key_of(baseline))]
         begin = self._timer.spent()
-        self._profile(candidates)
+        known = self._ledger.noted(self._study, "figures")
+        if known is not None:  # a backbone may have been fetched since
+            candidates = [each for each in candidates if each.title in known]
+        self._profile(candidates, known)
         profiling = self._timer.spent() - begin
         finalists = self.race.run(candidates, _RESERVE, self._after(candidates))
-        options += [self._option(candidate) for candidate in finalists]
+        options += [self._option(candidate, self.race.key_of(candidate)) for candidate in finalists]
         options.sort(key=lambda option: -option["validation"]["value"])
         for option, front in zip(options, dose.on_front(options), strict=True):
             option["on_front"] = front
         chosen, near = dose.recommended(options), None
         if chosen is not None:
             reason = dose.reason(chosen, options, self._task.metric)
-            if not finalists:
-                reason += self._left_out(candidates)
         else:
             near = dose.nearest(options, candidates)
             if near is not None and near.get("seconds") is None:
@@ -249,6 +267,8 @@ class _Prescription:
             reason = "Nothing could be trained here."
             if near is not None:
                 reason = dose.infeasible(near, options, candidates)
+        if not finalists and (chosen is not None or not any(each.breaks for each in candidates)):
+            reason += self._left_out(candidates)
         return clean(
             {
                 "task": self._task.name,
@@ -278,20 +298,47 @@ class _Prescription:
             }
         )
 
+    def again(self, found: dict[str, Any]) -> dict[str, Any]:
+        """An answer whose artifact is gone, with it: that of its run, which is trained again where it is gone too."""
+        chosen = found["recommended"]
+        key = chosen["key"]
+        if self._ledger.state(key) is None:
+            raise UserError("its artifact is gone, and its run is not in the ledger", "Add --overwrite", self._out)
+        if not (self._ledger.artifacts / key / RECORD).is_file():
+            console.say(f"the artifact of {chosen['title']} is gone: it is trained again")
+            cell = Cell(**self._ledger.run(key)["cell"] | {"data": self._task.folder})
+            self._ledger.forget([key])
+            self._ledger.note(self._study, f"measured {key}", None)
+            (run,) = carry_out(self._ledger, f"{self._study} again", [cell], self._executor, measured=False)
+            if run["result"] is None:
+                raise UserError(f"its artifact is gone, and training failed: {run['problem']}", "Mend that", self._out)
+            candidate = Candidate(chosen["backbone"], chosen["method"], chosen["overrides"], figures=chosen)
+            chosen = chosen | clean(self._option(candidate, key)) | {"title": chosen["title"]}
+            reason = f"{found['reason']} Trained again later, it reaches {chosen['validation']['value']:.3f}."
+            finalists = [chosen if option["key"] == key else option for option in found["finalists"]]
+            found = found | {"recommended": chosen, "finalists": finalists, "reason": reason}
+        return found | {"artifact": str(self._keep(chosen))}
+
     # --- before the race ----------------------------------------------------------------------------------------------
 
-    def _profile(self, candidates: Sequence[Candidate]) -> None:
-        """Measures candidates, and drops those that break a limit. What an earlier attempt measured is kept."""
-        known = self._ledger.noted(self._study, "figures")
+    def _profile(self, candidates: Sequence[Candidate], known: Mapping[str, Any] | None) -> None:
+        """Measures candidates, small ones first, and drops those that break a limit. What an earlier attempt measured is
+        `known`."""
         if known is None:
             open_ones = [each for each in candidates if each.dropped is None]
+            names = {str(each.backbone) for each in open_ones}
+            sizes = {name: listing.parameters(name, self._task.kind) for name in names}
             profile: dict[str, Any] | None = None
-            names = list(dict.fromkeys(each.backbone for each in open_ones))
-            for number, name in enumerate(names):
+            for number, name in enumerate(sorted(sizes, key=lambda name: (sizes[name], name))):
                 own = [each for each in open_ones if each.backbone == name]
-                if number and self._timer.spent() > _PROFILING * (self._timer.limit or math.inf):
+                for each in own:
+                    each.figures["parameters"] = sizes[name]
+                short = self._no_time()
+                if short is None and number and self._timer.spent() > _PROFILING * (self._timer.limit or math.inf):
+                    short = "no time to measure it: the choice is made among the smaller backbones"
+                if short is not None:
                     for each in own:
-                        each.dropped = "no time to measure it: the choice is made among the smaller backbones"
+                        each.dropped = short
                     continue
                 console.say(f"profiling {name} on this machine, {number + 1}/{len(names)}{self._timer.said()}")
                 profile = self._measure(own, profile)
@@ -304,16 +351,23 @@ class _Prescription:
         """Figures of the candidates of one backbone; returns the profile, which has grown."""
         limits = self._limits
         for each in candidates:
+            if (short := self._no_time()) is not None:
+                each.dropped = short
+                continue
             try:
                 each.figures |= self._profiler.serving(each)
+                self._longest = max(self._longest, each.figures["measuring_seconds"])
             except UserError as error:
                 each.dropped = error.problem
             else:
                 each.breaks |= self._served(each.figures)
         fast = [each for each in candidates if not (each.breaks or each.dropped)]
         if fast:
-            profile = self._profiler.forecast(fast, profile)
+            profile = self._profiler.forecast(fast, profile, lambda: self._no_time() is None)
         for each in fast:
+            if each.cost is None:
+                each.dropped = self._no_time()
+                continue
             left = self._timer.left() - _RESERVE - self._after([each])
             if each.figures["seconds"] > left:
                 each.breaks[limits.time(self._rate.per_hour)[1]] = each.figures["seconds"], max(0.0, left)
@@ -322,6 +376,17 @@ class _Prescription:
                 each.dropped = dose.why(each.breaks)
                 console.say(f"{each.title} is out: it {each.dropped}")
         return profile
+
+    def _no_time(self) -> str | None:
+        """Why nothing more can be measured, if that is so: it takes as long as the longest measurement before it."""
+        left = self._timer.left() - _RESERVE
+        if left >= self._longest:
+            return None
+        needed = self._timer.spent() + self._longest + _RESERVE
+        return (
+            f"no time to measure it: that takes about {self._longest:,.0f} s, and {max(0.0, left):,.0f} s are left; "
+            f"allow more than {needed:,.0f} s in all"
+        )
 
     def _served(self, *measured: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         """The limits that prediction breaks by all measurements: what else a machine does makes it look slower only."""
@@ -339,6 +404,8 @@ class _Prescription:
     def _foretold(self, candidate: Candidate) -> dict[str, Any]:
         """What training a candidate that was dropped early would take."""
         if "seconds" not in candidate.figures:
+            if self._no_time() is not None:
+                return {}
             self._profiler.forecast([candidate], None)
         seconds = candidate.figures["seconds"]
         return {"seconds": seconds, "money": self._money(seconds)}
@@ -353,9 +420,8 @@ class _Prescription:
 
     # --- after it -----------------------------------------------------------------------------------------------------
 
-    def _option(self, candidate: Candidate) -> dict[str, Any]:
-        """A candidate that was trained on everything, with all that is to be weighed."""
-        key = self.race.key_of(candidate)
+    def _option(self, candidate: Candidate, key: str) -> dict[str, Any]:
+        """A candidate that was trained on everything, in the run `key`, with all that is to be weighed."""
         run = self._ledger.run(key)
         result = run["result"]
         measured = self._ledger.noted(self._study, f"measured {key}")
@@ -407,7 +473,7 @@ class _Prescription:
 
     def _keep(self, chosen: Mapping[str, Any]) -> Path:
         """Copies the artifact of the dose to where it is looked for."""
-        folder = self._out / "artifact"
+        folder = self._out / ARTIFACT
         with staged_folder(folder, marker=RECORD, overwrite=True) as staging:
-            shutil.copytree(chosen["artifact"], staging, dirs_exist_ok=True)
+            shutil.copytree(self._ledger.artifacts / chosen["key"], staging, dirs_exist_ok=True)
         return folder

@@ -21,7 +21,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -129,13 +129,20 @@ class Wanted:
         return _key(self.identity["backbone"], method, kind, frozen, length_class(length), speed)
 
 
-def measure(cells: Iterable[Cell], known: Mapping[str, Any] | None = None, *, seconds: float = 2.0) -> dict[str, Any]:
+def measure(
+    cells: Iterable[Cell],
+    known: Mapping[str, Any] | None = None,
+    *,
+    seconds: float = 2.0,
+    more: Callable[[], bool] = lambda: True,
+) -> dict[str, Any]:
     """The profile of some cells: what `known` lacks is measured.
 
     Args:
         cells: the runs.
         known: an earlier profile; not changed. One of another machine is not used.
         seconds: about how long the steps of one pace are measured; loading the model comes on top.
+        more: is asked before each cell that needs a measurement, and says no where there is no time for it.
 
     Raises:
         UserError: an input of a cell is not there or does not fit.
@@ -149,7 +156,7 @@ def measure(cells: Iterable[Cell], known: Mapping[str, Any] | None = None, *, se
         profile[part] = dict(known[part]) if usable and known is not None else {}
     if usable and known is not None:
         profile["start"] = known["start"]
-    missing = sorted((each for each in wanted if not _complete(each, profile)), key=lambda each: each.task)
+    missing = sorted((each for each in wanted if not is_complete(each, profile)), key=lambda each: each.task)
     if not missing:
         return profile
     from posology.study.profiling import Measurement
@@ -160,12 +167,13 @@ def measure(cells: Iterable[Cell], known: Mapping[str, Any] | None = None, *, se
     measurement = Measurement(profile, seconds)
     with console.progress("profiling", len(missing)) as advance:
         for each in missing:
-            measurement.add(each)
+            if is_complete(each, profile) or more():
+                measurement.add(each)
             advance()
     return profile
 
 
-def _complete(wanted: Wanted, profile: Mapping[str, Any]) -> bool:
+def is_complete(wanted: Wanted, profile: Mapping[str, Any]) -> bool:
     """Whether everything is known that a forecast of it reads."""
     if wanted.task not in profile["tasks"] or wanted.corpus not in profile["corpora"]:
         return False

@@ -4,7 +4,8 @@
     rung 2   a third                             the better half, and the best of each method
     rung 3   all of them                         the best third of these
 
-in each as many as its time allows. Scores are on validation; the test split is not in the samples, is scored at the end
+in each as many as its time allows. Where there is one sample only, since the other would be too small or too large, its
+better half is trained on all. Scores are on validation; the test split is not in the samples, is scored at the end
 of runs on the whole task, and chooses nothing. Every run is one of the ledger's. What a rung is to do is noted there
 before it begins, so that a race that was killed goes on with the very same runs.
 """
@@ -27,7 +28,7 @@ from posology.study.cell import Cell
 from posology.study.driver import carry_out
 from posology.study.executor import Event, Executor
 from posology.study.ledger import Ledger
-from posology.study.samples import validation_size, write_sample
+from posology.study.samples import sizes, validation_of, write_sample
 from posology.tasks.prepared import PreparedTask
 
 SHARES = (9, 3)
@@ -133,6 +134,7 @@ class Race:
         self._choose_until, self._after = choose_until, 0.0
         self._training, self._validation = task.documents("train"), task.documents("validation")
         self._total = task.counts["train"]
+        self._scored: dict[int, int] = {}
         self.rungs: list[Rung] = []
 
     def baseline(self, candidate: Candidate) -> None:
@@ -154,16 +156,17 @@ class Race:
         """
         self._after = after
         entrants = [candidate for candidate in candidates if candidate.dropped is None]
-        sizes = [self._total // share for share in SHARES if self._total // share >= FEWEST]
-        for number, size in enumerate(sizes):
+        asked = [self._total // share for share in SHARES if self._total // share >= FEWEST]
+        samples = sizes(self._training, asked, self._seed)
+        for number, size in enumerate(samples):
             if len(entrants) < 2:
                 break
-            name, allowed = f"rung {number + 1}", self._allowed(entrants, reserve, len(sizes) - number)
+            name, allowed = f"rung {number + 1}", self._allowed(entrants, reserve, len(samples) - number)
             plan = self._noted(name)
             if plan is None and allowed <= 0:
                 continue
             self._rung(name, entrants, plan or self._plan(name, entrants, size, allowed), size, allowed)
-            entrants = self._promoted(entrants, number, more=number + 1 < len(sizes))
+            entrants = self._promoted(entrants, number, more=number + 1 < len(samples))
         waiting, number = entrants, 1
         while waiting:  # what there seemed to be no time for has another chance where the others took less
             name, allowed = f"rung all {number}", self._timer.left() - reserve
@@ -197,7 +200,9 @@ class Race:
         cost = candidate.cost
         assert cost is not None
         slack = (_SLACK - 1) * cost.training * documents + (self._after if documents == self._total else 0.0)
-        return slack + cost.seconds(documents, validation_size(self._task, documents))
+        if documents not in self._scored:
+            self._scored[documents] = len(validation_of(self._task, self._validation, documents, self._seed))
+        return slack + cost.seconds(documents, self._scored[documents])
 
     def _plan(
         self, name: str, entrants: Sequence[Candidate], documents: int, allowed: float, *, cut: bool = True
@@ -275,7 +280,8 @@ class Race:
         for each in entrants:
             each.dropped = plan["dropped"].get(each.title)
         chosen = [each for each in entrants if each.title in plan["cells"]]
-        cells = [Cell(**plan["cells"][each.title]) for each in chosen]
+        # The plan may be older than the place where the task lies now.
+        cells = [Cell(**plan["cells"][each.title] | {"data": task.folder}) for each in chosen]
         if not cells:
             return
         keys = {each.title: cell.key() for each, cell in zip(chosen, cells, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -216,6 +217,12 @@ def _check_value(name: str, value: Any, steps: Steps, methods: Sequence[str], pl
                 raise places.fault(steps, f"found {shown(value)}: {error}", mend or "Correct the value") from None
 
 
+def _meant(name: str, values: Sequence[Any], methods: Sequence[str]) -> list[Any]:
+    """Values as recipes hold them, so that 8 and "8" are the same."""
+    method = next((method for method in methods if name in fields_of(method)), None)
+    return [value if method is None else field_value(method, name, value) for value in values]
+
+
 def _matched(study: StudyFile, match: Match, steps: Steps, places: Places) -> list[str]:
     """The methods of the cells that a pattern matches.
 
@@ -265,12 +272,12 @@ def _check_sweeps(study: StudyFile, places: Places) -> None:
                 _check_field(name, here, methods, places, LIMITS)
             if not isinstance(values, list) or not values:
                 raise places.fault(here, f"found {shown(values)}: a list of values is needed", f"Write {name}: [...]")
-            _check_once(values, here, places)
             for index, value in enumerate(values):
                 if name in LIMITS:
                     _check_limit(name, value, (*here, index), places)
                 else:
                     _check_value(name, value, (*here, index), methods, places)
+            _check_once(_meant(name, values, methods), here, places, values)
 
 
 def _check_limit(name: str, value: Any, steps: Steps, places: Places) -> None:
@@ -281,7 +288,7 @@ def _check_limit(name: str, value: Any, steps: Steps, places: Places) -> None:
             )
         return
     kinds, needed = ((int,), "a whole number from 1") if name == "shots" else ((int, float), "a number greater than 0")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value > 0):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf):
         raise places.fault(
             steps, f"found {shown(value)}: {needed} is needed, or null for no limit", "Correct the value"
         )
@@ -291,6 +298,8 @@ def _check_search(study: StudyFile, search: Search, places: Places) -> None:
     from posology.engine.baselines import BASELINES
     from posology.tasks.prepared import METRICS
 
+    if study.executor != "local":
+        raise places.fault(("executor",), "searches run on this machine", "Take it out, or `search`")
     if baselines := [method for method in study.methods if method in BASELINES]:
         number = study.methods.index(baselines[0])
         raise places.fault(
@@ -325,9 +334,9 @@ def _check_search(study: StudyFile, search: Search, places: Places) -> None:
         if not isinstance(values, tuple):
             _check_range(name, values, steps, study.methods, places)
             continue
-        _check_once(values, steps, places)
         for index, value in enumerate(values):
             _check_value(name, value, (*steps, index), study.methods, places)
+        _check_once(_meant(name, values, study.methods), steps, places, values)
     for number, method in enumerate(study.methods):
         if not any(name in fields_of(method) for name in search.space):
             raise places.fault(

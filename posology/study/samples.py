@@ -30,15 +30,22 @@ def nested(documents: Sequence[Document], size: int, seed: int) -> tuple[list[Do
     return taken, [document for group in order for document in groups[group]]
 
 
-def validation_size(task: PreparedTask, documents: int) -> int:
-    """Validation documents that go with so many training documents.
+def sizes(training: Sequence[Document], asked: Sequence[int], seed: int) -> list[int]:
+    """How many documents `nested` takes for each size; not those where large groups would make it another sample: one
+    that is empty, or half again as large as was asked for."""
+    taken = [(len(nested(training, size, seed)[0]), size) for size in asked]
+    return [count for count, size in taken if 0 < count <= 1.5 * size]
+
+
+def validation_of(task: PreparedTask, validation: Sequence[Document], documents: int, seed: int) -> list[Document]:
+    """The validation documents that go with so many training documents: all, where they are one group.
 
     Metrics that need every class keep all of them.
     """
-    everything = task.counts["validation"]
-    if documents >= task.counts["train"] or task.metric in ("auroc", "average_precision"):
-        return everything
-    return min(everything, max(documents, LEAST_VALIDATION))
+    size = len(validation)
+    if documents < task.counts["train"] and task.metric not in ("auroc", "average_precision"):
+        size = min(size, max(documents, LEAST_VALIDATION))
+    return nested(validation, size, seed)[0] or list(validation)
 
 
 def write_sample(
@@ -53,7 +60,7 @@ def write_sample(
         folder: where it is, or is to be.
         task: the whole.
         training, validation: all its documents.
-        size: of the sample, less than all.
+        size: of the sample, less than all: one of `sizes`.
         seed: of the draw.
 
     Raises:
@@ -71,7 +78,7 @@ def write_sample(
         protocol=task.protocol,
         splits={
             "train": own,
-            "validation": nested(validation, validation_size(task, size), seed)[0],
+            "validation": validation_of(task, validation, size, seed),
             "test": others[:1],
         },
         unit=task.unit,

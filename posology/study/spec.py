@@ -6,10 +6,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from posology.catalog import find
 from posology.errors import UserError
+from posology.seed import LARGEST_SEED
 from posology.study.grid import Grid, cells, expand
 from posology.study.places import Places, Steps, nearest, read_yaml, shown
 from posology.study.rules import check_inputs, check_rules
@@ -51,8 +62,8 @@ class Override(_Part):
 class Budgets(_Part):
     """Limits of every run; see `posology train --help`."""
 
-    max_seconds: float | None = Field(default=None, gt=0)
-    evaluate_seconds: float | None = Field(default=None, gt=0)
+    max_seconds: FiniteFloat | None = Field(default=None, gt=0)
+    evaluate_seconds: FiniteFloat | None = Field(default=None, gt=0)
     max_memory: int | None = Field(default=None, ge=1)
     shots: int | None = Field(default=None, ge=1)
 
@@ -151,7 +162,7 @@ class StudyFile(_Part):
     tasks: Annotated[dict[str, Path], Field(min_length=1)]
     backbones: tuple[str, ...] = ()
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (42,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED, strict=True)], ...], Field(min_length=1)] = (42,)
     recipe: Literal["standard", "paper"] = "standard"
     set: dict[str, Any] = Field(default_factory=dict)
     overrides: tuple[Override, ...] = ()

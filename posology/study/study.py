@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from posology.study.cell import Cell
 from posology.study.driver import carry_out
 from posology.study.executor import Executor
 from posology.study.grid import expand
-from posology.study.ledger import Ledger
-from posology.study.spec import check, read_study
+from posology.study.ledger import TRIALS, Ledger, beside
+from posology.study.spec import catalogue, check, read_study
+
+GONE = "nobody drives it: what is running was cut off; the same command continues"
 
 
 class Study:
@@ -35,9 +38,10 @@ class Study:
 
     def __init__(self, file: Path | str, *, ledger: Path | str = "ledger.db", tasks: Path | str | None = None):
         self.ledger = Path(ledger)
-        self._twin = str(file).startswith("small/") and tasks is None
+        # By its name in the catalogue: a user's own file in a folder `small` is about the user's own tasks.
+        self._twin = str(file).startswith("small/") and str(file) in catalogue() and tasks is None
         if self._twin:
-            tasks = self.ledger.with_suffix(".tasks")
+            tasks = beside(self.ledger, ".tasks")
         self.file = read_study(file, tasks)
         grid = expand(self.file)
         self.cells: list[Cell] = grid.cells
@@ -57,22 +61,25 @@ class Study:
         if self._twin:
             from posology.study.twins import prepare_twin_tasks
 
-            prepare_twin_tasks(self.ledger.with_suffix(".tasks"), self.file.tasks)
+            prepare_twin_tasks(beside(self.ledger, ".tasks"), self.file.tasks)
         check(self.file)
 
     def plan(self, *, price: str = "own-server", prices: Path | str | None = None, workers: int = 1) -> dict[str, Any]:
-        """What it would run, what is done, and what the rest will take.
+        """What it would run, what is done, and what the rest will take. Makes no ledger, and works while the study runs.
 
         Args:
             price: of the machine, by its name in prices.yaml.
             prices: a file of one's own in its form.
-            workers: processes that would share the work.
+            workers: GPUs of this machine, or nodes of the cluster that the file names, that would share the work.
 
         Returns:
-            `runs`, `done`, `missing`; and where the tasks and backbones are at hand `seconds`, `low`, `high`, `memory`
+            `runs` (of a search: all its trials), `done`, `missing` (of a search without trials that failed, since these
+            are not tried again); and where the tasks and backbones are at hand `seconds`, `low`, `high`, `memory`
             (bytes, of the largest run), `money` and `currency` of what is missing; else `unknown`, which says why
             nothing is foretold. `parts` counts runs by task, backbone and method; `left_out` says what the grid lacks.
         """
+        if workers < 1:
+            raise UserError(f"{workers} workers are none", "Give a number from 1", "--workers")
         counts: dict[str, dict[str, int]] = {"tasks": {}, "backbones": {}, "methods": {}}
         for cell in self.cells:
             for part, value in (("tasks", cell.task), ("backbones", cell.backbone or "none"), ("methods", cell.method)):
@@ -88,11 +95,35 @@ class Study:
             return found | {"done": None, "missing": None, "unknown": str(error)}
         from posology.study.forecast import forecast_study
 
-        with Ledger(self.ledger, write=True) as ledger:
-            keys = {cell.key(): cell for cell in self.cells}
-            missing = [cell for key, cell in keys.items() if ledger.state(key) != "done"]
-            found |= {"runs": len(keys) * searches, "done": len(keys) - len(missing), "missing": len(missing)}
-            return found | forecast_study(ledger, missing, price=price, prices=prices, workers=workers, times=searches)
+        with contextlib.ExitStack() as stack:
+            ledger = stack.enter_context(Ledger(self.ledger)) if self.ledger.is_file() else None
+            if self.file.search is None:
+                keys = {cell.key(): cell for cell in self.cells}
+                missing = [cell for key, cell in keys.items() if ledger is None or ledger.state(key) != "done"]
+                found |= {"runs": len(keys), "done": len(keys) - len(missing), "missing": len(missing)}
+            else:
+                done, missing = self._trials_left(ledger, searches)
+                found |= {"done": done, "missing": len(missing)}
+            foretold = forecast_study(
+                ledger,
+                missing,
+                price=price,
+                prices=prices,
+                workers=workers,
+                cluster=self.file.executor == "ray",
+            )
+            return found | {name: value for name, value in foretold.items() if name != "runs"}
+
+    def _trials_left(self, ledger: Ledger | None, trials: int) -> tuple[int, list[Cell]]:
+        """How many trials are done, and for each that is still to be trained the cell of its search."""
+        done, missing = 0, list[Cell]()
+        known = trials_of(ledger, self.name) if ledger is not None else {}
+        for cell in self.cells:
+            keys = known.get(f"{self.name}: {cell.title}", [])
+            states = [ledger.state(key) for key in keys] if ledger is not None and keys[:1] == [cell.key()] else []
+            done += states.count("done")
+            missing += [cell] * (trials - states.count("done") - states.count("failed"))
+        return done, missing
 
     def run(self, executor: Executor | None = None, *, retry: bool = False) -> dict[str, Any]:
         """Does what is missing.
@@ -105,9 +136,12 @@ class Study:
             What `posology study status --runs` says, and `artifact`, `seconds`, `trainable_parameters` of each run.
 
         Raises:
-            UserError: a task, backbone or method is missing or does not fit, or another process writes the ledger.
+            UserError: a task, backbone or method is missing or does not fit, another process writes the ledger, or the
+                study is a search.
             Interrupted: stopped; the same call continues.
         """
+        if self.file.search is not None:
+            raise UserError("is a search", "Use posology tune, or take out its section `search`", self.name)
         self.prepare()
         with Ledger(self.ledger, write=True) as ledger:
             carry_out(
@@ -146,7 +180,8 @@ def progress_of(ledger: Ledger, study: str | None = None, *, runs: bool = False)
     """How far a study, or all of them, have come.
 
     Returns:
-        `done`, `running`, `failed`, `pending`; `seconds` of training so far; what is `under_way` (run, worker, minutes,
+        `done`, `running`, `failed`, `pending`; `driver`, which says so where runs are under way and the process that drove
+        them is gone (else None); `seconds` of training so far; what is `under_way` (run, worker, minutes,
         last score on validation); why runs `failed_because`; and with `runs` every run's row.
     """
     rows = ledger.runs(study)
@@ -168,6 +203,7 @@ def progress_of(ledger: Ledger, study: str | None = None, *, runs: bool = False)
     found: dict[str, Any] = {
         "studies": [each["name"] for each in ledger.studies()] if study is None else [study],
         **ledger.status(study),
+        "driver": GONE if under_way and ledger.driven is False else None,
         "seconds": sum(row["seconds"] or 0.0 for row in rows),
         "under_way": under_way,
         "failed_because": [
@@ -177,6 +213,15 @@ def progress_of(ledger: Ledger, study: str | None = None, *, runs: bool = False)
         ],
     }
     return found | {"runs": rows} if runs else found
+
+
+def trials_of(ledger: Ledger, study: str) -> dict[str, list[str]]:
+    """The keys of a search's trials so far, in order, by the name of the search."""
+    found = ledger.noted(study, TRIALS)
+    if found is None:  # written before there was such a note: by a search that has ended, or not at all
+        ended = ledger.noted(study, "tune") or {"searches": []}
+        found = {each["name"]: [trial["key"] for trial in each["trials"]] for each in ended["searches"]}
+    return dict(found)
 
 
 def title(row: dict[str, Any]) -> str:

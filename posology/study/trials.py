@@ -119,6 +119,12 @@ class Trial:
         self._tuning, self._trial = tuning, found if isinstance(found, optuna.Trial) else None
         self._reported = set(reported)
         self._behind: int | None = found.user_attrs.get("behind")  # since which epoch
+        self._pruned = isinstance(found, FrozenTrial) and found.state == TrialState.PRUNED
+
+    @property
+    def behind(self) -> bool:
+        """Whether this search has ended it early, or is about to."""
+        return self._behind is not None or self._pruned
 
     def evaluated(self, evaluation: Mapping[str, float]) -> bool:
         """Notes an intermediate score; whether the trial is to end."""

@@ -17,11 +17,12 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from posology.errors import UserError
+from posology.seed import check_seed
 from posology.study.cell import Cell
 from posology.study.driver import carry_out
 from posology.study.executor import Event, Executor
 from posology.study.grid import RATIO, fields_of
-from posology.study.ledger import Ledger
+from posology.study.ledger import TRIALS, Ledger, beside
 from posology.study.spec import Search
 from posology.study.trials import Trial, Tuning, open_storage
 
@@ -74,12 +75,13 @@ def tune(
         UserError: the space does not fit a method, or another search has this name.
         Interrupted: stopped by the user or by SIGTERM; the same call continues.
     """
+    check_seed(seed)
     _check(study, base, search, parallel)
     if executor is None:
         from posology.study.local import LocalExecutor
 
         executor = LocalExecutor()
-    path = ledger.path.with_suffix(".optuna.db")
+    path = beside(ledger.path, ".optuna.db")
     with open_storage(path) as storage:
         searches = [Tuning(f"{study}: {cell.title}", cell, search, seed, storage, path) for cell in base]
         while True:
@@ -88,8 +90,17 @@ def tune(
             trials = [trial for each in searches for trial in each.trials]
             # All trials so far, since a study in the ledger consists of what it was last declared with.
             cells = [trial.cell for trial in trials]
+            ledger.note(study, TRIALS, {each.name: [trial.key for trial in each.trials] for each in searches})
             runs = carry_out(
-                ledger, study, cells, executor, watch=_Watch(trials), source=source, title=title, measured=False
+                ledger,
+                study,
+                cells,
+                executor,
+                watch=_Watch(trials),
+                keep={trial.key for trial in trials if trial.behind},  # not what another search ended early
+                source=source,
+                title=title,
+                measured=False,
             )
             for trial, run in zip(trials, runs, strict=True):
                 trial.tell(run["result"], run["problem"])  # of runs that were done already there are no events

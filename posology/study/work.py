@@ -67,6 +67,8 @@ def carry_out_job(
     if (result := finished(job)) is not None:
         return Event(job.key, "done", result=_measured(job, result), worker=worker)
     emit(Event(job.key, "running", worker=worker))
+    if problem := _changed(job):
+        return Event(job.key, "failed", problem=problem, worker=worker)
 
     def watch(evaluation: dict[str, float]) -> bool:
         emit(Event(job.key, "evaluated", worker=worker, evaluation=evaluation))
@@ -82,6 +84,9 @@ def carry_out_job(
         raise
     except Exception as error:
         return Event(job.key, "failed", problem=_problem(error), worker=worker)
+    if problem := _changed(job):
+        shutil.rmtree(job.out, ignore_errors=True)
+        return Event(job.key, "failed", problem=problem, worker=worker)
     peak = memory.peak()
     whole = alone and not result["training"].get("resumed")  # what went before an interruption was not counted
     result = _measured(job, result, energy.joules if whole else None)
@@ -123,6 +128,8 @@ def carry_out_company(
     for job in jobs:
         if (result := finished(job)) is not None:
             emit(Event(job.key, "done", result=_measured(job, result), worker=worker))
+        elif problem := _changed(job):
+            emit(Event(job.key, "failed", problem=problem, worker=worker))
         else:
             waiting.append(job)
     if len(waiting) < 2:
@@ -144,6 +151,9 @@ def carry_out_company(
         key = waiting[number].key
         if "failed" in result:
             emit(Event(key, "failed", problem=result["failed"], worker=worker))
+        elif problem := _changed(waiting[number]):
+            shutil.rmtree(waiting[number].out, ignore_errors=True)
+            emit(Event(key, "failed", problem=problem, worker=worker))
         else:  # of the company as a whole: what one of its runs holds cannot be told apart
             peak = memory.peak()
             if waiting[number].measured:
@@ -165,6 +175,25 @@ def carry_out_company(
     for number, job in enumerate(waiting):
         if number not in ended:
             emit(carry_out_job(job, emit, stopped, worker, alone=alone))
+
+
+def _changed(job: Job) -> str | None:
+    """Why a job is no longer the run that its key names: somebody wrote its task, backbone or teacher meanwhile.
+
+    Asked before training, and after it, since the test split is read at its end.
+    """
+    try:
+        if job.cell.key() == job.key:
+            return None
+    except (UserError, OSError) as error:
+        return _problem(error)
+    return str(
+        UserError(
+            "its task, backbone or teacher was changed since the study began, so that the run would be another one",
+            "Give the command again when nobody writes them any more",
+            job.cell.title,
+        )
+    )
 
 
 def _clear(out: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from posology.corpus.document import Document
 from posology.corpus.textfile import bare_name, entries_of, lines_of, read_text
 from posology.errors import UserError
+from posology.seed import check_seed
 from posology.tasks.leaks import text_key
 from posology.tasks.prepared import SPLITS
 
@@ -55,8 +56,9 @@ def complete(
         The splits, and notes on how they were made.
 
     Raises:
-        UserError: validation or test is given without training, or there are too few groups.
+        UserError: validation or test is given without training, there are too few groups, or the seed is none.
     """
+    check_seed(seed)
     splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
     given = [split for split in SPLITS if any(document.split == split for document in documents)]
     if given and "train" not in given:

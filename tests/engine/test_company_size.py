@@ -35,7 +35,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     monkeypatch.setattr(Rehearsal, "estimate", estimate)
 
     def so_many(count: int | None) -> None:
-        monkeypatch.setattr(sizes, "memory", lambda: {"available_bytes": count})
+        monkeypatch.setattr(sizes, "machine_memory", lambda: {"available_bytes": count})
 
     return so_many
 

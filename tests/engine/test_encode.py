@@ -220,7 +220,9 @@ def test_words_of_byte_level_tokenizers_keep_the_blank_before_them() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     recipe = make_recipe("full", overrides={"max_length": 90})
     item = document(text)
-    window = Encoder(fast, CONFIGS["roberta"](), recipe, KINDS[1]).encode([item]).windows[0][0]
+    config = CONFIGS["roberta"]()
+    config.vocab_size = len(fast)
+    window = Encoder(fast, config, recipe, KINDS[1]).encode([item]).windows[0][0]
     assert window.ids.tolist() == fast(text)["input_ids"]
     assert "Ġfever" in fast.convert_ids_to_tokens(window.ids)
     assert window.words.tolist() == list(range(len(item.words)))

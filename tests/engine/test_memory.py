@@ -11,7 +11,11 @@ import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import posology
 from posology.catalog import backbones
+from posology.corpus.document import Document
+from posology.engine import run as run_module
+from posology.engine.backbone import load_tokenizer, resolve
 from posology.engine.encode import Encoded, Window
 from posology.engine.memory import (
     Rehearsal,
@@ -25,6 +29,7 @@ from posology.engine.methods import adapt
 from posology.engine.precision import Precision
 from posology.engine.recipe import make_recipe
 from posology.errors import UserError
+from posology.tasks.prepared import PreparedTask, write_prepared
 from tests.engine.tiny import ARCHITECTURES, CONFIGS, KINDS, task_model
 
 CPU = torch.device("cpu")
@@ -185,3 +190,44 @@ def test_committed_estimates_are_within_a_quarter() -> None:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert len(rows) >= 5
     assert not [row["setting"] for row in rows if abs(row["error"]) > 0.25]
+
+
+def test_a_document_that_no_memory_holds_is_refused_before_training(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows of a classifier's document are trained together, whatever the micro-batch."""
+    splits = {
+        split: [Document(id=f"{split}-{index}", text=f"{split} {index} fever " * (1 + 3000 * (index == 2)), label=label)
+                for index, label in enumerate("abab")] for split in ("train", "validation", "test")
+    }  # fmt: skip
+    task = write_prepared(tmp_path / "long", name="long", kind=KINDS[0], labels=["a", "b"], metric="macro_f1",
+                          splits=splits)  # fmt: skip
+    monkeypatch.setattr(run_module, "machine_memory", lambda: {"available_bytes": 20 * 10**6})
+    overrides = {"epochs": 1, "precision": "fp32", "max_length": 64, "overlap": 8}
+    with pytest.raises(UserError, match=r"longest training document has [\d,]+ windows of 64 pieces.*20 MB are free"):
+        posology.train(task.folder, str(backbone), "full", tmp_path / "run", overrides=overrides)
+    assert not (tmp_path / "run").exists()
+    overrides["long_text"] = "truncate"
+    assert posology.train(task.folder, str(backbone), "full", tmp_path / "run", overrides=overrides)["metrics"]
+
+
+def test_kept_activations_count(
+    backbone: Path, classification: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process: list[int] = []
+
+    def fits(*_: Any, **named: Any) -> Any:
+        process.append(named["process"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "resident_bytes", lambda: 10**8)
+    monkeypatch.setattr(run_module, "tokens_that_fit", fits)
+    for epochs in (1, 2):  # with one epoch nothing is kept
+        overrides = {"epochs": epochs, "top_layers": 1, "precision": "fp32", "max_length": 40, "overlap": 8}
+        with pytest.raises(KeyboardInterrupt):
+            posology.train(
+                classification.folder, str(backbone), "lora", tmp_path / "run", overrides=overrides, max_memory=10**9
+            )
+    encode = load_tokenizer(resolve(str(backbone))).backend_tokenizer.encode
+    texts = [document.text for split in ("train", "validation") for document in classification.documents(split)]
+    assert process == [10**8, 10**8 + 4 * 32 * sum(len(encode(text).ids) for text in texts)]

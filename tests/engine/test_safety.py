@@ -21,7 +21,7 @@ from posology.engine.predictor import Predictor
 from posology.engine.recipe import make_recipe
 from posology.errors import UserError
 from posology.tasks.prepared import PreparedTask, write_prepared
-from tests.engine.tiny import KINDS, ragged, save_backbone
+from tests.engine.tiny import KINDS, forget_digests, ragged, save_backbone
 
 FAST = {"epochs": 1, "max_length": 90, "overlap": 8, "precision": "fp32"}
 
@@ -52,6 +52,7 @@ def test_weights_that_are_missing_are_not_left_random(
     kept = {name: weight for name, weight in weights.items() if not name.endswith("classifier.bias")}
     assert len(kept) == len(weights) - 1
     save_file(kept, path, {"format": "pt"})
+    forget_digests(tmp_path / "run")
     with pytest.raises(UserError, match=r"(adapter|weights) cannot be loaded"):
         posology.evaluate(tmp_path / "run", classification.folder)
 
@@ -136,7 +137,11 @@ def test_what_cannot_be_written_is_refused_before_training(
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(UserError, match="the folder you are in"):
         run(classification, backbone, "lora", Path("."))
-    for options, says in (({"seed": -1}, "--seed"), ({"max_seconds": -5}, "--max-seconds")):
+    for options, says in (
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**32}, "--seed"),
+        ({"max_seconds": -5}, "--max-seconds"),
+    ):
         with pytest.raises(UserError, match=says):
             run(classification, backbone, "lora", tmp_path / "run", **options)
     with pytest.raises(UserError, match="targets"):
@@ -181,6 +186,7 @@ def test_answers_that_are_no_numbers_are_refused(backbone: Path, classification:
     run(classification, backbone, "head", tmp_path / "run")
     path = tmp_path / "run" / "tuned.safetensors"
     save_file({name: weight * float("nan") for name, weight in load_file(path).items()}, path)
+    forget_digests(tmp_path / "run")
     with pytest.raises(UserError, match="not finite"):
         posology.evaluate(tmp_path / "run", classification.folder)
 

@@ -22,7 +22,7 @@ from posology.engine.methods import METHODS
 from posology.engine.predictor import outputs_of
 from posology.errors import Interrupted, UserError
 from posology.tasks.prepared import PreparedTask
-from tests.engine.tiny import KINDS, save_backbone
+from tests.engine.tiny import KINDS, forget_digests, save_backbone
 
 FAST = {"epochs": 2, "max_length": 90, "overlap": 8, "precision": "fp32"}
 AUTO = {KINDS[0]: AutoModelForSequenceClassification, KINDS[1]: AutoModelForTokenClassification}
@@ -435,5 +435,6 @@ def test_wrong_artifacts_and_inputs(
         posology.evaluate(tmp_path / "adapter", classification.folder, backbone=str(other))
     adapter = tmp_path / "adapter" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:100])
+    forget_digests(adapter.parent)
     with pytest.raises(UserError, match="adapter cannot be loaded"):
         posology.evaluate(tmp_path / "adapter", classification.folder)

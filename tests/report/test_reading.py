@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from posology.evaluation.metrics import ClassificationScores
 from posology.report import comparing, sentences
 from posology.report.reading import read
 from posology.report.results import Configuration, Difference, Run, Score, TaskResults
+from posology.tasks.prepared import PreparedTask
 from tests.report.ledgers import prepared, run, write
 
 
@@ -312,3 +315,24 @@ def test_only_original_data_whole_is_the_papers_task(
     found = read(write(tmp_path / "l.db", [run(task, "lora", 0.8)]))
     assert found.tasks[0].published == published
     assert any(note.startswith("Synthetic notes: mimic-triage.") for note in found.notes) == ("synthetic" in source)
+
+
+@pytest.mark.parametrize("kept_by", ["result", "artifact"])
+def test_runs_on_data_that_were_exchanged_are_no_seeds_of_one_configuration(
+    tmp_path: Path, task: Path, kept_by: str
+) -> None:
+    now = PreparedTask.open(task).fingerprint
+    path = write(tmp_path / "l.db", [run(task, "lora", 0.6, seed=1), run(task, "lora", 0.9, seed=2)])
+    for number, fingerprint in enumerate(("what lay there before", now)):
+        if kept_by == "artifact":
+            record = json.dumps({"task": {"fingerprint": fingerprint}, "recipe": {"rank": 8}})
+            (tmp_path / "l.runs" / f"{number:032x}" / "posology.json").write_text(record)
+        else:
+            with sqlite3.connect(path) as connection:
+                connection.execute(
+                    "UPDATE runs SET result = json_set(result, '$.fingerprint', ?) WHERE key = ?",
+                    (fingerprint, f"{number:032x}"),
+                )
+    before, after = read(path).tasks
+    assert [[each.seed for each in found.configurations[0].runs] for found in (before, after)] == [[1], [2]]
+    assert before.counts == {} and after.counts["test"] == 120, "nothing is known of what is no longer there"

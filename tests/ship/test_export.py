@@ -29,7 +29,7 @@ from posology.ship import onnx_graph, onnx_int8
 from posology.ship.export import export
 from posology.ship.runtime import Runtime
 from posology.tasks.prepared import PreparedTask
-from tests.engine.tiny import ARCHITECTURES, KINDS, ragged, save_backbone, task_model
+from tests.engine.tiny import ARCHITECTURES, KINDS, forget_digests, ragged, save_backbone, task_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -222,6 +222,7 @@ def _hostile(artifact: Path, channels: slice, factor: float = 1000) -> None:
     for name in [name for name in weights if name.endswith("attention.output.dense.weight")]:
         weights[name][:, channels] /= factor
     save_file(weights, artifact / "model.safetensors", metadata={"format": "pt"})
+    forget_digests(artifact)
 
 
 @pytest.fixture(scope="module")

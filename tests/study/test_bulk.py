@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -103,6 +104,52 @@ def test_files_are_predicted_once_and_failures_listed(
     with pytest.raises(UserError, match="other options"):
         predict_files(artifact, inputs, out, address="127.0.0.1:1", with_text=True)
     # All that is left is there, so that no cluster is needed.
-    os.utime(inputs[1], (0, 0))
     assert not list(out.glob(".*"))
     assert predict_files(artifact, inputs, out, address="127.0.0.1:1", id="id")["skipped"] == 5
+
+
+def answers_at_once(waiting: Any, *_: Any) -> Any:
+    """In place of a cluster: each answer names its input."""
+    for source, target in waiting:
+        target.write_text(json.dumps({"of": str(source)}) + "\n")
+        yield {"input": str(source), "problem": None, "documents": 1}
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "_rows", answers_at_once)
+    monkeypatch.setattr(bulk, "connected", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(bulk.Resources, "slots", lambda self, ray: 1)
+
+
+def test_answers_to_another_file_of_the_same_name_are_not_taken_for_its_own(
+    artifact: Path, tmp_path: Path, at_once: None
+) -> None:
+    out = tmp_path / "out"
+    monday, tuesday = (tmp_path / day / "notes.csv" for day in ("mon", "tue"))
+    for path in (tuesday, monday):  # Tuesday's is the older one, by its time
+        path.parent.mkdir()
+        path.write_text("id,text\n1,fever\n")
+        os.utime(path, (1000, 1000))
+    assert predict_files(artifact, [monday], out)["done"] == 1
+    with pytest.raises(UserError, match="would take the place of those to") as caught:
+        predict_files(artifact, [tuesday], out)
+    assert str(monday) in str(caught.value) and str(tuesday) in str(caught.value)
+    assert rows(out / "notes.jsonl") == [{"of": str(monday)}]
+    assert predict_files(artifact, [monday], out)["skipped"] == 1
+
+    monday.write_text("id,text\n2,pain and fever\n")
+    os.utime(monday, (500, 500))  # put back from an archive: older than its answers, and another file
+    assert predict_files(artifact, [monday], out)["done"] == 1
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("fever")
+    assert predict_files(artifact, [folder], out)["done"] == 1
+    assert predict_files(artifact, [folder], out)["skipped"] == 1
+    (folder / "b.txt").write_text("pain")
+    os.utime(folder / "b.txt", (500, 500))
+    os.utime(folder, (500, 500))
+    assert predict_files(artifact, [folder], out)["done"] == 1
+    with open(out / "answered.txt", "a") as stream:
+        stream.write('{"answers": "no')  # killed there
+    assert predict_files(artifact, [monday, folder], out)["skipped"] == 2

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import posology
 from posology.engine.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ from posology.study.grouping import in_company
 from posology.study.ledger import Ledger
 from posology.study.local import LocalExecutor
 from posology.study.work import carry_out_company, carry_out_job, finished
-from posology.tasks.prepared import PreparedTask
+from posology.tasks.prepared import PreparedTask, write_prepared
 from tests.study.driving import make_cells
 
 
@@ -350,3 +351,69 @@ def test_where_a_company_fails_its_runs_go_on_alone(
     results = [event.result for event in events if event.state == "done"]
     assert [result["training"]["resumed"] for result in results if result is not None] == [1, 1]
     assert "those left train one by one" in capfd.readouterr().err
+
+
+@pytest.fixture
+def own_task(classification: PreparedTask, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(classification.folder, tmp_path / "task"))
+
+
+def prepare_anew(task: Path) -> None:
+    """As `posology prepare --overwrite`, with a document less."""
+    old = PreparedTask.open(task)
+    splits = {split: old.documents(split) for split in ("train", "validation", "test")}
+    splits["train"].pop()
+    write_prepared(
+        task, name=old.name, kind=old.kind, labels=old.labels, metric=old.metric, splits=splits, overwrite=True
+    )
+
+
+def test_a_process_notices_that_a_task_or_a_backbone_was_written_anew(
+    cells: list[Cell], own_task: Path, backbone: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(backbone, tmp_path / "model")
+    cell = cells[0].model_copy(update={"data": own_task, "backbone": str(model)})
+    first = cell.key()
+    prepare_anew(own_task)
+    second = cell.key()
+    weights = load_file(model / "model.safetensors")
+    next(iter(weights.values())).add_(1)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    assert len({first, second, cell.key()}) == 3
+
+
+def test_a_process_notices_that_a_teacher_was_trained_anew(
+    cells: list[Cell], classification: PreparedTask, tmp_path: Path
+) -> None:
+    keys = []
+    for c in (1.0, 0.01):
+        posology.train(classification.folder, None, "tf-idf", tmp_path / "teacher", overrides={"C": c}, overwrite=True)
+        keys.append(cells[0].model_copy(update={"distilled_from": tmp_path / "teacher"}).key())
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("company", [False, True])
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_nothing_is_recorded_under_the_key_of_other_data(
+    cells: list[Cell], own_task: Path, tmp_path: Path, when: str, company: bool
+) -> None:
+    """A task that is prepared anew while its study waits, or trains."""
+    cells = [cell.model_copy(update={"data": own_task}) for cell in (cells[0], cells[2])]
+    jobs = [Job(cell.key(), cell, tmp_path / cell.method) for cell in cells]
+    events: list[Event] = []
+
+    def emit(event: Event) -> None:
+        if event.state == "evaluated" and when == "while" and not any(each.state == "evaluated" for each in events):
+            prepare_anew(own_task)
+        events.append(event)
+
+    if when == "before":
+        prepare_anew(own_task)
+    if company:
+        carry_out_company(jobs, emit)
+    else:
+        events.append(carry_out_job(jobs[0], emit))
+    ended = [event for event in events if event.state in ("done", "failed")]
+    assert [event.state for event in ended] == ["failed"] * (1 + company)
+    assert all("was changed since the study began" in str(event.problem) for event in ended)
+    assert [job.key for job in jobs if finished(job) is not None] == []

@@ -14,9 +14,12 @@ from posology.errors import UserError
 from posology.measure import money
 from posology.study import profile as profiles
 from posology.study.cell import Cell
+from posology.study.executor import Job
 from posology.study.forecast import COMPANY_GAIN, forecast, forecast_study, total
+from posology.study.grouping import in_company
 from posology.study.ledger import Ledger
-from posology.study.profile import Wanted, length_class, measure, pace_key
+from posology.study.profile import Wanted, is_complete, length_class, measure, pace_key
+from posology.study.study import Study
 from posology.tasks.prepared import PreparedTask
 
 PACE = {"loading": 2.0, "saving": 0.5, "prediction": 1e-9, "step": 0.1, "operation": 1e-9, "low": 0.95, "high": 1.1}
@@ -185,6 +188,53 @@ def test_totals_add_up(make: Any, fixed: Any) -> None:
     assert nothing.seconds == nothing.elapsed == 0 and nothing.memory is None
 
 
+def test_runs_that_train_alone_save_nothing(make: Any, fixed: Any, tmp_path: Path) -> None:
+    """Those that `in_company` leaves alone: heads, limits of memory, layers that nobody trains, teachers."""
+    head, limited, top = make("head"), make(max_memory=10**9), make(overrides={"top_layers": 1})
+    other = make(overrides={"dropout": 0.3})
+    one, profile = make(), fixed(head, limited, top, other, make())
+
+    def saved(*cells: Cell) -> float:
+        whole = total(cells, forecast(cells, profile), profile)
+        return whole.seconds - whole.in_company
+
+    def companies(*cells: Cell) -> int:
+        return len(in_company([Job(str(number), cell, tmp_path) for number, cell in enumerate(cells)]))
+
+    for cell in (head, limited, top):
+        pair = cell, cell.model_copy(update={"seed": 7})
+        assert saved(*pair) == 0 and companies(*pair) == 2, cell.title
+    assert saved(one, other) == 0 and companies(one, other) == 2
+    assert saved(one, one.model_copy(update={"seed": 7})) > 0 and companies(one, one) == 1
+
+
+def test_processes_on_the_same_processors_are_no_faster(
+    make: Any, fixed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [make("lora", seed=seed) for seed in range(4)]
+    profile = fixed(*cells)
+    monkeypatch.setattr("posology.study.forecast.measure", lambda *_: profile)
+
+    def elapsed(workers: int, gpus: int = 0, cluster: bool = False) -> float:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        return float(forecast_study(None, cells, workers=workers, cluster=cluster)["elapsed"])
+
+    seconds = sum(run.seconds for run in forecast(cells, profile))
+    assert elapsed(1) == elapsed(4) == elapsed(4, gpus=1) == pytest.approx(3.0 + seconds)
+    assert elapsed(4, gpus=2) == elapsed(2, cluster=True) == pytest.approx(3.0 + seconds / 2)
+    assert elapsed(1, gpus=4) == pytest.approx(3.0 + seconds)
+    # What a study file names as its executor decides.
+    for executor, share in (("local", 1), ("ray", 4)):
+        file = tmp_path / f"{executor}.yaml"
+        file.write_text(
+            f"study: s\ntasks: [{cells[0].data}]\nbackbones: ['{cells[0].backbone}']\nmethods: [lora]\n"
+            f"seeds: [0, 1, 2, 3]\nset: {{epochs: 2}}\nexecutor: {executor}\n"
+        )
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+        found = Study(file, ledger=tmp_path / "ledger.db").plan(workers=4)
+        assert found["elapsed"] == pytest.approx(3.0 + seconds / share)
+
+
 def test_a_profile_is_measured_once(
     make: Any, fixed: Any, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +252,10 @@ def test_a_profile_is_measured_once(
     monkeypatch.setattr(profiling.Measurement, "add", lambda *_: pytest.fail("measured again"))
     assert measure(cells, again) == known
     assert measure(cells[:1], again) == known
+    # Where there is no time, what is known is what there is.
+    new = make("lora", overrides={"max_length": 24, "long_text": "truncate", "precision": "fp32"})
+    partly = measure([*cells, new], again, more=lambda: False)
+    assert partly == known and not is_complete(Wanted(new), partly) and is_complete(Wanted(cells[0]), partly)
     monkeypatch.setattr(profiles, "this_machine", lambda: {"processor": "another"})
     with pytest.raises(pytest.fail.Exception):
         measure(cells, again)

@@ -100,6 +100,10 @@ def test_notes_and_tables(ledger: Ledger, tmp_path: Path) -> None:
     table = pl.read_parquet(tmp_path / "runs.parquet")
     assert sorted(table["value"].to_list(), key=str) == [0.7, None, None]
     assert pl.read_csv(tmp_path / "runs.csv").columns == table.columns
+    assert ledger.export(tmp_path / "new folder" / "runs.csv") == 3
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        ledger.export(tmp_path / "file" / "runs.csv")
     with pytest.raises(UserError, match=r"neither \.parquet nor \.csv"):
         ledger.export(tmp_path / "runs.xlsx")
 
@@ -135,6 +139,55 @@ def test_what_is_no_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:
         new.execute("PRAGMA user_version = 99")
     with pytest.raises(UserError, match="has format 99, this program reads 1"):
         Ledger(tmp_path / "new.db")
+
+
+def test_what_is_forgotten_leaves_no_figures(ledger: Ledger) -> None:
+    (key,) = ledger.add("s", cells(1), keys=["k"])
+    before = ledger.runs("s")[0]
+    ledger.begin(key, "w")
+    ledger.finish(key, result(0.5), peak_memory=10)
+    ledger.forget([key])
+    assert ledger.runs("s")[0] == before | {"attempts": 1}
+    assert ledger.run(key)["result"] is None and ledger.run(key)["version"] is None
+
+
+def test_a_link_leads_to_the_same_lock_and_the_same_artifacts(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    link = tmp_path / "sub" / "linked.db"
+    link.symlink_to("../ledger.db")
+    with pytest.raises(UserError, match="another process is writing it"):
+        Ledger(link, write=True)
+    with Ledger(link) as reader:
+        assert reader.artifacts == ledger.artifacts == tmp_path / "ledger.runs"
+
+
+def test_ledgers_of_two_years_have_artifacts_of_their_own(tmp_path: Path) -> None:
+    folders = []
+    for name in ("r.2024", "r.2025", "r.db", "r"):
+        with Ledger(tmp_path / name, write=True) as ledger:
+            folders.append(ledger.artifacts.name)
+    assert folders == ["r.2024.runs", "r.2025.runs", "r.runs", "r.runs"]
+
+
+def test_a_full_disk_is_said_and_leaves_the_ledger_sound(ledger: Ledger) -> None:
+    pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+    ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(UserError, match=r"cannot be written \(database or disk is full\)"):
+        ledger.note("s", "long", "x" * 100_000)
+    ledger._connection.execute("PRAGMA max_page_count = 100000")
+    ledger.note("s", "n", 1)
+    assert ledger.noted("s", "n") == 1 and ledger.check() == []
+    with pytest.raises(sqlite3.OperationalError, match="no such table"), ledger._transaction() as run:
+        run("DELETE FROM wards")
+
+
+def test_who_drives_it(ledger: Ledger) -> None:
+    with Ledger(ledger.path) as reader:
+        assert ledger.driven is True and reader.driven is True and not reader.writable
+        ledger.close()
+        assert reader.driven is False
+        (ledger.path.parent / ".ledger.db.lock").unlink()
+        assert reader.driven is False
 
 
 def test_unknown_names_are_named(ledger: Ledger) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from posology.errors import Interrupted, UserError
 from posology.study import prescribe as module
 from posology.study import race
 from posology.study.candidates import Candidate, Cost, Profiler
+from posology.study.dose import Limits
 from posology.study.executor import Event, Job
 from posology.study.ledger import Ledger
 from posology.study.prescribe import ANSWER, prescribe
@@ -37,17 +39,23 @@ class World:
 
     Attributes:
         best: the score on everything, by (backbone, method, whether the recipe is the standard one).
+        serving, forecasting: seconds of measuring one candidate, and one backbone.
         slower: how many times longer runs take than is foretold.
         evaluation: seconds of one; 0.02 are foretold.
         stop_after: runs after which the user presses Ctrl-C.
         ran: cells, in the order in which they were done.
+        keys: of these.
+        profiled: candidates, in the order in which they were measured.
         stopped: keys of runs that were asked to end.
     """
 
     def __init__(self) -> None:
         self.now, self.slower, self.evaluation, self.stop_after = 100.0, 1.0, 0.02, math.inf
+        self.serving, self.forecasting = 0.1, 0.5
         self.best: dict[Any, float] = {}
         self.ran: list[Any] = []
+        self.keys: set[str] = set()
+        self.profiled: list[Candidate] = []
         self.stopped: set[str] = set()
 
     def clock(self) -> float:
@@ -81,6 +89,7 @@ class World:
             job.out.mkdir(parents=True, exist_ok=True)
             (job.out / "posology.json").write_text("{}")
             self.ran.append(cell)
+            self.keys.add(job.key)
             value = self.score(cell, documents)
             yield Event(job.key, "done", peak_memory=10**7, result={
                 "artifact": str(job.out), "metric": task.metric, "validation": {task.metric: value},
@@ -113,15 +122,20 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
 
     def serving(self: Profiler, candidate: Candidate) -> dict[str, Any]:
-        made.now += 0.1
+        made.now += made.serving
+        made.profiled.append(candidate)
         milliseconds = LATENCY[candidate.backbone]
         return {"latency_ms": {"p50": milliseconds / 2, "p95": milliseconds}, "documents_per_second": 1000.0,
                 "memory_bytes": 50 * PARAMETERS[candidate.backbone], "parameters": PARAMETERS[candidate.backbone],
-                "measuring_seconds": 0.2}  # fmt: skip
+                "measuring_seconds": max(0.2, made.serving)}  # fmt: skip
 
-    def forecast(self: Profiler, candidates: list[Candidate], known: Any) -> dict[str, Any]:
-        made.now += 0.5
+    def forecast(
+        self: Profiler, candidates: list[Candidate], known: Any, more: Callable[[], bool] = lambda: True
+    ) -> dict[str, Any]:
         for each in candidates:
+            if not more():
+                break
+            made.now += made.forecasting / len(candidates)
             each.cost = Cost(PACE[each.backbone], EPOCHS * 0.02 / 120, FIXED)
             seconds = each.cost.seconds(600, 120)
             each.figures |= {"seconds": seconds, "training_memory_bytes": 10**9, "epochs": EPOCHS}
@@ -239,10 +253,61 @@ def test_money_is_time(world: World, task: PreparedTask, tmp_path: Path) -> None
     found = ask(world, task, tmp_path / "out", max_cost=paid.value, max_seconds=10_000)
     assert world.now - begin <= 63
     assert found["money"]["value"] <= 1.05 * paid.value and found["money"]["currency"] == paid.currency
-    none = ask(world, task, tmp_path / "none", max_cost=paid.value / 15)
+    none = ask(world, task, tmp_path / "none", max_cost=paid.value / 4)
     assert none["recommended"]["title"] == "tf-idf"
     assert "max_cost" in {name for row in none["candidates"] for name in row["breaks"]}
     assert "s to train on everything, and the money lasts for" in none["reason"]
+
+
+def test_what_there_is_no_time_to_measure_is_left_out(world: World, task: PreparedTask, tmp_path: Path) -> None:
+    begin = world.now
+    found = ask(world, task, tmp_path / "none", max_seconds=5)
+    assert world.now - begin <= 5 and not world.profiled
+    assert found["recommended"]["title"] == "tf-idf" and len(found["candidates"]) == 13
+    assert found["reason"].endswith(
+        " minilm:2 full for one had no time to measure it: that takes about 5 s, and 2 s are left; "
+        "allow more than 8 s in all."
+    )
+    hard = ask(world, task, tmp_path / "hard", max_seconds=5, min_metric=0.9)
+    assert hard["binding"] == ["min_metric"] and "allow more than 8 s in all." in hard["reason"]
+    # One is measured after the other, as long as there is time.
+    world.serving, begin = 6.0, world.now
+    some = ask(world, task, tmp_path / "some", max_seconds=20)
+    assert world.now - begin <= 20 and [each.title for each in world.profiled] == [
+        "minilm:2 full", "minilm:2 full, a third of the learning rate"]  # fmt: skip
+    dropped = [row["dropped"] for row in some["candidates"][1:]]
+    assert all(why.startswith("no time to measure it: that takes about 6 s, and ") for why in dropped)
+    # What is foretold before the time is over counts, and the rest is not foretold.
+    world.serving, world.forecasting, begin = 0.1, 120.0, world.now
+    foretold = ask(world, task, tmp_path / "foretold", max_seconds=60)
+    assert world.now - begin <= 60 + 20
+    dropped = [row["dropped"] for row in foretold["candidates"][1:7]]
+    assert "to train on everything" in dropped[2] and "no time to measure it" in dropped[3]
+
+
+def test_the_smallest_backbones_are_measured_first(world: World, task: PreparedTask, tmp_path: Path) -> None:
+    world.serving = 6.0
+    found = ask(world, task, tmp_path / "out", max_seconds=100, backbones=["minilm:4", "minilm:2"])
+    dropped = {row["title"]: row["dropped"] for row in found["candidates"]}
+    assert dropped["minilm:4 full"] == "no time to measure it: the choice is made among the smaller backbones"
+    assert {each.backbone for each in world.profiled} == {"minilm:2"}
+    assert found["recommended"]["title"] != "tf-idf" or any(option["backbone"] for option in found["finalists"])
+
+
+def test_what_costs_nothing_is_not_limited_by_money(world: World, task: PreparedTask, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(
+        "prices:\n- {name: mine, currency: EUR, date: 2026-01-01, source: gift, purchase: 0, years: 1, utilisation: 1, "
+        "watts: 0, price_per_kwh: 0}\n"
+    )
+    assert Limits(max_cost=1).time(0.0) == (None, "max_seconds")
+    assert Limits(max_cost=1, max_seconds=5).time(0.0) == (5, "max_seconds")
+    found = ask(world, task, tmp_path / "out", max_cost=0.01, price="mine", prices=prices)
+    assert found["feasible"] and found["money"] == {"value": 0.0, "currency": "EUR"}
+    # Another rate under the same name is another request.
+    prices.write_text("prices:\n- {name: mine, currency: EUR, date: 2026-01-01, source: web, per_hour: 2}\n")
+    with pytest.raises(UserError, match="another rate"):
+        ask(world, task, tmp_path / "out", max_cost=0.01, price="mine", prices=prices)
 
 
 def test_choosing_ends_in_its_own_time(world: World, task: PreparedTask, tmp_path: Path) -> None:
@@ -276,6 +341,7 @@ def test_it_goes_on_where_it_was_stopped(world: World, task: PreparedTask, tmp_p
     undisturbed = ask(world, task, tmp_path / "whole")
     runs = len(world.ran)
     world.ran.clear()
+    world.keys.clear()
     world.stop_after = after
     begin = world.now
     with pytest.raises(Interrupted, match="the same command continues"):
@@ -283,7 +349,7 @@ def test_it_goes_on_where_it_was_stopped(world: World, task: PreparedTask, tmp_p
     assert len(world.ran) == after
     world.stop_after = math.inf
     found = ask(world, task, tmp_path / "out")
-    assert len(world.ran) == runs and len({cell.key() for cell in world.ran}) == runs
+    assert len(world.ran) == runs and len(world.keys) == runs
     assert found["seconds"] == pytest.approx(world.now - begin)
     for name in ("title", "validation", "test", "seconds"):
         assert found["recommended"][name] == undisturbed["recommended"][name]
@@ -331,6 +397,115 @@ def test_a_folder_keeps_one_prescription(world: World, task: PreparedTask, tmp_p
     assert not (tmp_path / "wrong" / "ledger.db").exists()
 
 
+def test_a_request_that_cannot_be_leaves_the_folder_as_it_is(world: World, task: PreparedTask, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="minilm"):
+        ask(world, task, tmp_path / "new", backbones=["minlm"])
+    assert not (tmp_path / "new").exists()
+    found = ask(world, task, tmp_path / "out")
+    for wrong in ({"backbones": ["minlm"]}, {"methods": ["lara"]}, {"recipes": [{"rate": 1}]}, {"price": "mine"}):
+        with pytest.raises(UserError):
+            ask(world, task, tmp_path / "out", overwrite=True, **wrong)
+    with Ledger(found["ledger"], write=True), pytest.raises(UserError, match="another process is writing"):
+        ask(world, task, tmp_path / "out", overwrite=True, seed=1)
+    assert ask(world, task, tmp_path / "out") == found
+    assert ask(world, task, tmp_path / "new")["feasible"]
+
+
+def test_backbones_that_came_since_take_no_part(
+    world: World, task: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ["minilm:2"]
+    monkeypatch.setattr("posology.study.candidates.backbones_here", lambda: list(here))
+    world.stop_after = 3
+    with pytest.raises(Interrupted):
+        ask(world, task, tmp_path / "out", backbones=None)
+    here.append("minilm:4")
+    world.stop_after = math.inf
+    found = ask(world, task, tmp_path / "out", backbones=None)
+    assert found["feasible"] and {row["backbone"] for row in found["candidates"]} == {None, "minilm:2"}
+
+
+def test_it_goes_on_from_another_folder_and_in_another_place(
+    world: World, task: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(task.folder, tmp_path / "notes")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    moved = PreparedTask.open("notes")
+    world.stop_after = 5
+    with pytest.raises(Interrupted):
+        ask(world, moved, Path("out"))
+    monkeypatch.chdir("elsewhere")
+    world.stop_after = 9
+    moved = PreparedTask.open("../notes")
+    with pytest.raises(Interrupted):
+        ask(world, moved, Path("../out"))
+    (tmp_path / "notes").rename(tmp_path / "data")
+    (tmp_path / "out").rename(tmp_path / "answer")
+    world.stop_after = math.inf
+    found = ask(world, PreparedTask.open("../data"), Path("../answer"))
+    assert found["feasible"] and len(world.ran) == len(world.keys)
+    assert Path(found["artifact"]) == tmp_path / "elsewhere" / "../answer" / "artifact"
+    assert (Path(found["artifact"]) / "posology.json").is_file()
+
+
+def test_an_artifact_that_is_gone_is_made_again(world: World, task: PreparedTask, tmp_path: Path) -> None:
+    world.best = {("minilm:2", "lora", True): 0.9}
+    found = ask(world, task, tmp_path / "out", max_seconds=300)
+    runs, artifact = len(world.ran), Path(found["artifact"])
+    shutil.rmtree(artifact)
+    assert ask(world, task, tmp_path / "out", max_seconds=300) == found and len(world.ran) == runs
+    assert (artifact / "posology.json").is_file()
+    shutil.rmtree(artifact)
+    shutil.rmtree(tmp_path / "out" / "ledger.runs" / found["recommended"]["key"])
+    world.best = {("minilm:2", "lora", True): 0.8}
+    again = ask(world, task, tmp_path / "out", max_seconds=300)
+    assert len(world.ran) == runs + 1 and (artifact / "posology.json").is_file()
+    assert again["recommended"]["title"] == "minilm:2 lora" and again["recommended"] in again["finalists"]
+    assert again["recommended"]["validation"]["value"] == again["recommended"]["test"]["value"] + 0.01 == 0.8
+    assert again["reason"] == found["reason"] + " Trained again later, it reaches 0.800."
+    assert json.loads((tmp_path / "out" / ANSWER).read_text()) == json.loads(json.dumps(again))
+
+
+def grouped(folder: Path, *sizes: int) -> PreparedTask:
+    """Notes for training in groups of so many; those of validation are one group."""
+    groups = [number for number, size in enumerate(sizes) for _ in range(size)]
+    splits = {
+        split: [
+            Document(id=f"{split}-{number}", group=f"{split}-{group}", text=f"note {number}", label="ab"[number % 2])
+            for number, group in enumerate(own)
+        ]
+        for split, own in (("train", groups), ("validation", [0] * 120), ("test", [0] * 4))
+    }
+    return write_prepared(folder, name="notes", kind=KINDS[0], labels=["a", "b"], splits=splits)
+
+
+def test_large_groups_are_no_samples(world: World, tmp_path: Path) -> None:
+    one = grouped(tmp_path / "one", 600)
+    found = ask(world, one, tmp_path / "out-one")
+    assert found["feasible"] and [rung["documents"] for rung in found["rungs"]] == [600, 600]
+    three = grouped(tmp_path / "three", 200, 200, 200)  # of 66 and 200 that are asked for, the first would be 200 too
+    found = ask(world, three, tmp_path / "out-three")
+    assert [rung["documents"] for rung in found["rungs"]] == [600, 200, 600]
+    assert found["rungs"][1]["validation_documents"] == 120
+    many = grouped(tmp_path / "many", *[40] * 15)  # 80 for 66, 200 for 200
+    found = ask(world, many, tmp_path / "out-many")
+    assert [rung["documents"] for rung in found["rungs"]] == [600, 80, 200, 600]
+    assert {len(PreparedTask.open(cell.data).documents("train")) for cell in world.ran if cell.data == many.folder} == {
+        600
+    }
+    assert all(set(row["scores"]) <= {"80", "200", "600"} for row in found["candidates"])
+
+
+def test_time_is_kept_with_large_groups(world: World, tmp_path: Path) -> None:
+    """What is asked for is not what costs: samples that groups make larger take longer."""
+    task = grouped(tmp_path / "task", *[90] * 6, 60)
+    begin = world.now
+    found = ask(world, task, tmp_path / "out", max_seconds=100, choose_seconds=40)
+    assert world.now - begin <= 105 and [rung["documents"] for rung in found["rungs"]][1] == 90
+    assert sum(rung["seconds"] for rung in found["rungs"][1:-1]) <= 42
+
+
 def test_samples_are_nested_and_whole_in_groups(task: PreparedTask, tmp_path: Path) -> None:
     documents = task.documents("train")
     small, rest = nested(documents, 66, 1)
@@ -374,7 +549,7 @@ def test_tiny_models_are_trained_and_one_is_delivered(
         recipes=[{"epochs": 2}],
         executor=InProcess(),
     )
-    assert found["feasible"] and [rung["documents"] for rung in found["rungs"]] == [64, 21, 64]
+    assert found["feasible"] and [rung["documents"] for rung in found["rungs"]] == [64, 22, 64]  # in pairs
     assert found["candidates"][1]["latency_ms"]["p95"] >= found["candidates"][1]["latency_ms"]["p50"] > 0
     assert all(row["seconds"] > 0 and row["training_memory_bytes"] > 0 for row in found["candidates"][1:])
     chosen = found["recommended"]

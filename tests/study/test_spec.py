@@ -294,6 +294,23 @@ FAULTS = {
     "wrong name of the study": ("comparison", "my study", 1, ["study", "'my study'"]),
     "duplicate key": (None, "seeds: [3]", 8, ["seeds", "is there already, in line 7"]),
     "tab": (None, "set:\n\tepochs: 3", 9, ["indented with a tab", "spaces"]),
+    "endless weight decay": (None, "set: {weight_decay: inf}", 8, ["set.weight_decay", "finite"]),
+    "endless alpha in a sweep": (None, "sweep: {alpha: [1, 1e999]}", 8, ["sweep.alpha[1]", "finite"]),
+    "endless space": (
+        None, "search: {space: {weight_decay: {low: 0, high: inf}}}", 8, ["search.space.weight_decay", "finite"],
+    ),
+    "endless choice": (None, "search: {space: {weight_decay: [0, inf]}}", 8, ["search.space.weight_decay[1]", "finite"]),
+    "endless seconds": (None, "sweep: {seconds: [1e999]}", 8, ["sweep.seconds[0]", "greater than 0"]),
+    "endless budget": (None, "budgets: {max_seconds: inf}", 8, ["budgets.max_seconds", "finite"]),
+    "a seed of 77 bits": ("[1, 2]", "[1, 100000000000000000000000]", 7, ["seeds[1]", "4294967295"]),
+    "true as a seed": ("[1, 2]", "[true, 2]", 7, ["seeds[0]", "integer"]),
+    "the same number as text": (None, 'sweep: {rank: [8, "8"]}', 8, ["sweep.rank[1]", "'8' is there already"]),
+    "the same choice as text": (
+        None, 'search: {space: {epochs: [1, "1"], rank: [8]}}', 8, ["search.space.epochs[1]", "'1' is there already"],
+    ),
+    "search on a cluster": (
+        None, "executor: ray\nsearch: {space: {epochs: [1, 2]}}", 8, ["executor", "searches run on this machine"],
+    ),
     "no YAML": ("[full, lora]", "[full, lora", 7, ["is no YAML"]),
     "unknown tag": (None, "set: !!python/object:os.system {}", 8, ["is no YAML"]),
     "no mapping": (GOOD, "- study\n", 1, ["is no mapping", "study: NAME"]),

@@ -361,6 +361,29 @@ def test_halving_continues_after_an_error(tmp_path: Path, base: Cell) -> None:
     assert [row["state"] for row in found["trials"]] == [row["state"] for row in whole["trials"]]
 
 
+def test_what_another_search_ended_early_is_done_anew(tmp_path: Path, base: Cell) -> None:
+    wanted: dict[str, Any] = {"trials": 12, "space": RATES, "sampler": "random"}
+    first, second = Machine(), Machine()
+    with Ledger(tmp_path / "ledger.db", write=True) as ledger:
+        halved = tune(ledger, "halved", [base], Search(**wanted, pruner="halving"), first)["searches"][0]
+        whole = tune(ledger, "whole", [base], Search(**wanted), second)["searches"][0]
+        pruned = {row["key"] for row in halved["trials"] if row["state"] == "pruned"}
+        assert pruned and set(keys(second)) == pruned, "those, and no others"
+        assert whole["states"] == {"complete": 12, "pruned": 0, "failed": 0}
+        assert {row["epochs"] for row in whole["trials"]} == {EPOCHS}
+        third = Machine()
+        more = tune(ledger, "halved", [base], Search(**wanted | {"trials": 13}, pruner="halving"), third)["searches"][0]
+        assert len(keys(third)) == 1 and more["states"]["pruned"] >= len(pruned)
+
+
+def test_a_search_keeps_what_it_ended_early_itself(tmp_path: Path, base: Cell) -> None:
+    options: dict[str, Any] = {"pruner": "halving", "sampler": "random"}
+    found, _ = search(tmp_path / "ledger.db", base, trials=12, **options)
+    assert found["states"]["pruned"]
+    again, machine = search(tmp_path / "ledger.db", base, trials=12, **options)
+    assert keys(machine) == [] and again == found
+
+
 def test_two_objectives_give_a_front(tmp_path: Path, base: Cell) -> None:
     found, _ = search(tmp_path / "ledger.db", base, space=SPACE, objective=["metric", "cost"], trials=12)
     front = sorted(found["front"], key=lambda row: row["seconds"])

@@ -19,7 +19,7 @@ from posology.engine.model import fill
 from posology.errors import UserError
 from posology.ship.serve.fleet import Fleet, Served
 from posology.ship.serve.sharing import Backbone
-from tests.engine.tiny import KINDS
+from tests.engine.tiny import KINDS, forget_digests
 from tests.ship.serve.conftest import KINDS as MODELS
 from tests.ship.serve.conftest import TEXTS
 
@@ -188,6 +188,7 @@ def test_an_artifact_whose_answers_are_no_numbers_is_not_served(fleet: Fleet, ar
     shutil.copytree(artifacts / "lora-class", tmp_path / "broken")
     path = tmp_path / "broken" / "adapter_model.safetensors"
     save_file({name: torch.full_like(weight, float("nan")) for name, weight in load_file(path).items()}, path)
+    forget_digests(tmp_path / "broken")
     before = [model.name for model in fleet.models()]
     with pytest.raises(UserError, match="finite"):
         fleet.add("broken", tmp_path / "broken")
